@@ -1,0 +1,41 @@
+"""Write a record: what was run, on what, with what, and every raw value. Figures in the docs come from these."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from odn_hybrid.rundir import environment
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def write_record(name: str, claim: str, data: dict[str, Any]) -> Path:
+    """Write `records/NAME.json` with the claim, the command, the commit, the environment and `data`."""
+    command = " ".join(
+        ["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folders, sys.argv[1:])]
+    )
+    record = {
+        "claim": claim,
+        "command": command,
+        "commit": _commit(),
+        "environment": environment(),
+        **data,
+    }
+    RECORDS.mkdir(exist_ok=True)
+    path = RECORDS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _without_folders(argument: str) -> str:
+    """Records tell what was run, not where somebody's files lie."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
+def _commit() -> str | None:
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RECORDS.parent)
+    return asked.stdout.strip() or None

@@ -1,0 +1,197 @@
+"""`odn`: the command line. Data goes to stdout, everything else to stderr; it only calls the library."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+
+from odn_hybrid._version import __version__
+from odn_hybrid.errors import ConfigError, OdnError
+
+__all__ = ["main"]
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 (failed) or 2 (bad arguments)."""
+    try:
+        cli.main(args=argv, prog_name="odn", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; a fit with --out goes on from its last look with --resume")
+        return 1
+    except OdnError as error:
+        _complain(str(error))
+        return error.exit_status
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _complain(message: str) -> None:
+    click.echo(f"odn: {' '.join(message.split())}", err=True)
+
+
+@click.group(context_settings=HELP, epilog="Example: odn fit")
+@click.version_option(__version__, prog_name="odn")
+def cli() -> None:
+    """Right-size the depth of timm ResNets and Transformers, statically and dynamically."""
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
+
+
+@cli.command(epilog="Example: odn fit resnet18 --data mnist --data-root data --out runs/mnist")
+@click.argument("model", required=False)
+@click.option("--data", help="digits, a torchvision name, a folder of images, or an .npz file.")
+@click.option("--data-root", help="Where torchvision keeps its data sets.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for the run [default: runs/NAME].")
+@click.option("--loss", help="Objective: depth_reg, joint or cross_entropy.")
+@click.option("--head", help="Exit head: linear, grid or attention.")
+@click.option("--target", "target_accuracy", type=float, help="Accuracy to reach, as a fraction (0.995).")
+@click.option("--tolerance", type=float, help="Accuracy that may be lost, as a fraction (0.01).")
+@click.option("--seed", type=int, help="Seed of splits, weights and batches.")
+@click.option("--device", help="cpu or cuda.")
+@click.option("--precision", help="auto, fp32 or bf16 (training only; figures are fp32).")
+@click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Any recipe field, e.g. optim.lr=0.05."
+)
+@click.option("--resume", is_flag=True, help="Go on with the interrupted fit in --out.")
+@_json_option
+def fit(
+    model: str | None,
+    data: str | None,
+    out: Path | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Fit MODEL (a timm name, torchvision/NAME, or a recipe.yaml) and choose its depth.
+
+    Without MODEL: the quickstart recipe on the embedded data set.
+    """
+    from odn_hybrid.fitting import fit as fit_network
+    from odn_hybrid.cli.progress import watching
+
+    out = out or Path("runs") / Path(model or "quickstart").stem
+    with watching(Console(stderr=True)) as listener:
+        run = fit_network(
+            model, data, out=out, resume=resume, listener=listener, overrides=_settings(settings), **options
+        )
+    _show_report(run.report_, as_json)
+    click.echo(f"saved in {out}", err=True)
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair!r}: write FIELD=VALUE, e.g. optim.lr=0.05")
+        try:
+            changes[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {pair!r}: the value is not valid YAML") from None
+    return changes
+
+
+@cli.command(epilog="Example: odn report runs/quickstart")
+@click.argument("run", type=click.Path(path_type=Path))
+@_json_option
+def report(run: Path, as_json: bool) -> None:
+    """Print the table of exits, the choice, and the comparison of a finished RUN."""
+    from odn_hybrid.rundir import RunDir
+
+    _show_report(RunDir.open(run).read_json("report.json"), as_json)
+
+
+@cli.command(epilog="Example: odn truncate runs/quickstart --out small --max-macs 2e7")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the small model.")
+@click.option("--depth", type=int, help="Units to keep [default: the fit's choice].")
+@click.option("--max-macs", type=float, help="Most accurate exit within so many MACs an image.")
+@click.option("--max-params", type=float, help="... within so many parameters.")
+@click.option("--max-bytes", type=float, help="... within so many fp32 bytes.")
+@click.option(
+    "--max-latency-ms", type=float, help="... within so many milliseconds at batch 1, measured here."
+)
+@_json_option
+def truncate(run: Path, out: Path, as_json: bool, **wishes: Any) -> None:
+    """Cut the model of a finished RUN and save it as a plain small model."""
+    from odn_hybrid.artifacts import load_run, save
+
+    loaded = load_run(run)
+    model = loaded.truncate(**wishes)
+    save(model, out)
+    plan = model.__dict__["_odn_plan"]
+    row = next(row for row in loaded.exits_ if row["exit"] == plan.exit)
+    if as_json:
+        click.echo(json.dumps({"path": str(out), **row}, indent=2))
+    else:
+        size = (
+            f"{row['params']:,} parameters, {row['bytes'] / 1e6:.2f} MB, {row['macs_static'] / 1e6:.1f} MMACs"
+        )
+        click.echo(f"{out}: exit {plan.exit}, {plan.depth} units, {size}")
+
+
+@cli.command(epilog="Example: odn compare runs/quickstart --batch 1,16,64")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--batch", default="1,16,64", show_default=True, help="Batch sizes, separated by commas.")
+@click.option("--data", help="The data of the fit, if it has moved.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@_json_option
+def compare(run: Path, batch: str, data: str | None, device: str, as_json: bool) -> None:
+    """Measure full, static and dynamic models of a RUN on this device and say which is worth it."""
+    from odn_hybrid.artifacts import load_run
+
+    try:
+        sizes = [int(size) for size in batch.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--batch {batch!r}: give whole numbers separated by commas, e.g. 1,16,64"
+        ) from None
+    loaded = load_run(run)
+    loaded.to(device)
+    found = loaded.compare(batch_sizes=sizes, data=data)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _show_comparison(loaded.report_)
+
+
+def _show_report(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    from odn_hybrid.report import exits_table, explain
+
+    console = Console()
+    console.print(exits_table(report))
+    if report.get("comparison"):
+        _show_comparison(report)
+    console.print(explain(report), highlight=False)
+
+
+def _show_comparison(report: dict[str, Any]) -> None:
+    from odn_hybrid.report import summary_table
+
+    console = Console()
+    console.print(summary_table(report, report["comparison"]))
+    console.print(report["comparison"]["recommendation"]["reason"], highlight=False)

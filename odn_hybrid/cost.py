@@ -1,0 +1,191 @@
+"""What depth costs: MACs, parameters, bytes per unit and per exit; and the one timing helper.
+
+MACs are counted by torch's own FLOP counter (two FLOPs are one MAC) on one image. A static model pays
+for its prefix and one head; a dynamic one for the prefix and every head it passed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from odn_hybrid.exits import MultiExit
+
+__all__ = ["Costs", "Timing", "count_costs", "count_macs", "measure", "size_of"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of a multi-exit network, per image and per exit.
+
+    Attributes:
+        stem, units: MACs of the stem and of each unit.
+        heads: MACs of each exit's head; the last is the backbone's own tail.
+        exit_units: units that each exit needs.
+        params, bytes: size of the static model cut at each exit (parameters; fp32 bytes with buffers).
+    """
+
+    stem: int
+    units: tuple[int, ...]
+    heads: tuple[int, ...]
+    exit_units: tuple[int, ...]
+    params: tuple[int, ...]
+    bytes: tuple[int, ...]
+
+    def prefix(self, exit: int) -> int:
+        """MACs of stem and units up to exit 1..K."""
+        return self.stem + sum(self.units[: self.exit_units[exit - 1]])
+
+    def static(self, exit: int) -> int:
+        """MACs of a static model cut at this exit: its prefix and one head."""
+        return self.prefix(exit) + self.heads[exit - 1]
+
+    def dynamic(self, exit: int) -> int:
+        """MACs of an input that halts at this exit: its prefix and every head up to it."""
+        return self.prefix(exit) + sum(self.heads[:exit])
+
+    @property
+    def cumulative(self) -> tuple[int, ...]:
+        """Dynamic MACs to exits 1..K: the cost that halting policies see."""
+        return tuple(self.dynamic(k) for k in range(1, len(self.heads) + 1))
+
+
+def count_macs(run: Callable[[], object]) -> int:
+    """MACs of everything `run()` computes (convolutions, matrix products, attention)."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        run()
+    return int(counter.get_total_flops()) // 2
+
+
+def size_of(modules: Sequence[nn.Module]) -> tuple[int, int]:
+    """(parameters, bytes) of modules, each tensor once: fp32 for floating ones, as stored otherwise."""
+    params: dict[int, Tensor] = {}
+    buffers: dict[int, Tensor] = {}
+    for module in modules:
+        params.update({id(p): p for p in module.parameters()})
+        kept = module.state_dict(keep_vars=True)
+        buffers.update({id(b): b for b in kept.values() if id(b) not in params})
+    total = sum(4 * p.numel() for p in params.values())
+    for buffer in buffers.values():
+        total += buffer.numel() * (4 if buffer.is_floating_point() else buffer.element_size())
+    return sum(p.numel() for p in params.values()), total
+
+
+@torch.no_grad()
+def count_costs(network: MultiExit) -> Costs:
+    """Count the costs of every exit on one random image of the traced shape."""
+    trunk = network.trunk
+    like = next(network.parameters())
+    images = torch.zeros(1, *trunk.image_shape, device=like.device, dtype=like.dtype)
+    with _still(network):
+        return _count(network, images)
+
+
+def _count(network: MultiExit, images: Tensor) -> Costs:
+    trunk = network.trunk
+    stem = count_macs(lambda: trunk.stem(images))
+    state = trunk.stem(images)
+    units, heads = [], []
+    for depth in range(1, len(trunk) + 1):
+        before = state
+        units.append(count_macs(lambda s=before, d=depth: trunk.run(s, d - 1, d)))  # type: ignore[misc]
+        state = trunk.run(state, depth - 1, depth)
+        if depth in network.units:
+            number = network.units.index(depth) + 1
+            heads.append(count_macs(lambda s=state, n=number: network.classify(n, s)))  # type: ignore[misc]
+    params, sizes = _sizes(network)
+    return Costs(stem, tuple(units), tuple(heads), network.units, params, sizes)
+
+
+@contextmanager
+def _still(network: MultiExit) -> Iterator[None]:
+    """Evaluation mode, nothing asking for gradients: torch's counter trips over views of parameters that do."""
+    training = network.training
+    asking = [p for p in network.parameters() if p.requires_grad]
+    network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.train(training)
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+def _sizes(network: MultiExit) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes of the static models: the whole backbone less what a cut removes, plus the exit's head."""
+    trunk, model = network.trunk, network.backbone
+    whole_params, whole_bytes = size_of([model])
+    after = [model.get_submodule(name) for name in trunk.after_names]
+    params, sizes = [], []
+    for number, depth in enumerate(network.units, start=1):
+        if number == len(network):
+            params.append(whole_params)
+            sizes.append(whole_bytes)
+            continue
+        gone = [model.get_submodule(n) for unit in trunk.unit_names[depth:] for n in unit] + after
+        gone_params, gone_bytes = size_of(gone)
+        head_params, head_bytes = size_of([network.heads[number - 1]])
+        params.append(whole_params - gone_params + head_params)
+        sizes.append(whole_bytes - gone_bytes + head_bytes)
+    return tuple(params), tuple(sizes)
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one thing measured several times, beside others in the same run.
+
+    `ratio` compares with the first thing measured, round by round, so that drift of the machine cancels;
+    `ratio_low`, `ratio_high` are the 2.5 and 97.5 % points of a bootstrap of the median ratio.
+    """
+
+    seconds: tuple[float, ...]
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def quantile(self, q: float) -> float:
+        return float(np.quantile(self.seconds, q))
+
+
+def measure(
+    things: dict[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Time callables in turn (A B C, A B C, ...), so that all of them meet the same noise.
+
+    The device is synchronised around each call. The first entry is what ratios refer to.
+    """
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    taken: dict[str, list[float]] = {name: [] for name in things}
+    for number in range(warmup + rounds):
+        for name, thing in things.items():
+            wait()
+            start = time.perf_counter()
+            thing()
+            wait()
+            if number >= warmup:
+                taken[name].append(time.perf_counter() - start)
+    base = np.array(taken[next(iter(things))])
+    random = np.random.default_rng(0)
+    picks = random.integers(0, rounds, (2000, rounds))
+    timings = {}
+    for name, seconds in taken.items():
+        ratios = np.array(seconds) / base
+        low, high = np.quantile(np.median(ratios[picks], axis=1), (0.025, 0.975))
+        timings[name] = Timing(tuple(seconds), float(np.median(ratios)), float(low), float(high))
+    return timings

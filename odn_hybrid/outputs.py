@@ -1,0 +1,72 @@
+"""Recorded exit outputs: the logits of every exit on a split, and what they were recorded on.
+
+Fitting, certifying, diagnosing and the theory pages all work from these arrays, so each network is run
+over a split once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from odn_hybrid.data import Preprocess, Split, make_loader
+from odn_hybrid.exits import MultiExit
+
+__all__ = ["ExitRecord", "record_outputs"]
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """Exit outputs on one split, in the split's order.
+
+    Attributes:
+        logits: (n, K, classes) float32.
+        labels: (n,) int64.
+        digest: digest of the split's images and labels.
+    """
+
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    digest: str
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(n, K): whether each exit's most likely class is the label."""
+        return self.logits.argmax(2) == self.labels[:, None]
+
+    @property
+    def outputs_digest(self) -> str:
+        """Digest of logits and labels: which numbers a certificate speaks of."""
+        h = hashlib.sha256(np.ascontiguousarray(self.logits).tobytes())
+        h.update(np.ascontiguousarray(self.labels).tobytes())
+        return h.hexdigest()
+
+    def upto(self, exit: int) -> ExitRecord:
+        """The record of exits 1..exit only."""
+        return ExitRecord(self.logits[:, :exit], self.labels, self.digest)
+
+
+@torch.no_grad()
+def record_outputs(
+    network: MultiExit, split: Split, preprocess: Preprocess, *, upto: int | None = None, workers: int = 0
+) -> ExitRecord:
+    """Run exits 1..`upto` (default: all) over a split in evaluation mode and fp32."""
+    device = next(network.parameters()).device
+    maps = network.trunk.layout(1).kind == "NCHW"
+    training = network.training
+    network.eval()
+    logits, labels = [], []
+    for images, targets, _ in make_loader(split, preprocess, batch_size=EVALUATION_BATCH, workers=workers):
+        if maps:
+            images = images.contiguous(memory_format=torch.channels_last)
+        found = network(images.to(device), upto)
+        logits.append(torch.stack([z.float() for z in found], dim=1).cpu())
+        labels.append(targets)
+    network.train(training)
+    return ExitRecord(torch.cat(logits).numpy(), torch.cat(labels).numpy().astype(np.int64), split.digest)

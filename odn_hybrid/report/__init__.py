@@ -1,0 +1,10 @@
+"""Tables and plain sentences for a person, from the data of `report.json`.
+
+Units: MACs and parameters with k, M, G, T, P (powers of 1000); 1 MB = 10^6 bytes; accuracies in percent with
+their 95 % interval. Nothing here measures or computes a result; it only shows what the report says.
+"""
+
+from odn_hybrid.report.sentences import explain
+from odn_hybrid.report.tables import exits_table, summary_table
+
+__all__ = ["exits_table", "explain", "summary_table"]

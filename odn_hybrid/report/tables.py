@@ -1,0 +1,173 @@
+"""The tables of a report, for a console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from odn_hybrid.report.wording import (
+    NOTHING,
+    Data,
+    accuracy_text,
+    count,
+    data_name,
+    megabytes,
+    needs_whole_report,
+    reference_exit,
+    reference_name,
+    three,
+)
+
+__all__ = ["exits_table", "summary_table"]
+
+
+@needs_whole_report
+def exits_table(report: Data) -> Table:
+    """One row per exit: units, accuracy on selection and test, MACs static and dynamic, parameters, MB.
+
+    Args:
+        report: the data of `report.json`; exit rows may also hold `stage` (text) and `ms` (per image).
+    """
+    rows = report["exits"]
+    extras = [name for name in ("stage", "ms") if any(row.get(name) is not None for row in rows)]
+    table = _table(f"Exits of {report['model']} on {data_name(report)}")
+    table.add_column("exit", no_wrap=True)
+    table.add_column("units", justify="right")
+    for name in ("selection %", "test %"):
+        table.add_column(name, justify="right")
+    for name in ("MACs\nstatic", "MACs\ndyn.", "params", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in extras:
+        table.add_column("ms/img" if name == "ms" else name, justify="right" if name == "ms" else "left")
+    static, reference = report["static"]["exit"], reference_exit(report)
+    for row in rows:
+        marks = "*" * (row["exit"] == static) + "+" * (row["exit"] == reference)
+        table.add_row(
+            f"{row['exit']} {marks}".rstrip(),
+            str(row["units"]),
+            *_accuracy_cells(row, stacked=bool(extras)),
+            count(row["macs_static"]),
+            count(row["macs_dynamic"]),
+            count(row["params"]),
+            megabytes(row["bytes"]),
+            *(_extra(row.get(name)) for name in extras),
+            style="bold" if marks.startswith("*") else None if row["trained"] else "dim",
+        )
+    table.caption = Text(
+        "* static choice   + reference, against which drops are measured\n"
+        f"accuracy with 95 % interval{_sizes(rows)}; MACs dyn.: all heads on the way counted"
+    )
+    return table
+
+
+@needs_whole_report
+def summary_table(report: Data, comparison: Data | None) -> Table:
+    """Full (or reference), static and dynamic: accuracy, mean MACs, parameters, MB and, if measured, time.
+
+    Args:
+        report: the data of `report.json`.
+        comparison: its `comparison`, measured on this device; None leaves the times out.
+    """
+    table = _table(f"{report['model']} on {data_name(report)}")
+    table.add_column("model")
+    table.add_column("test %", justify="right", no_wrap=True)
+    for name in ("mean\nMACs", "params", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    caption = "accuracy with 95 % interval"
+    rows = _rows_of(report) if comparison is None else comparison["rows"]
+    n = next((row["accuracy"]["n"] for row in rows if row["accuracy"]), None)
+    caption += f" on {n} test images" if n else ""
+    if comparison is not None:
+        for name in ("batch", "ms/img", "speed"):
+            table.add_column(name, justify="right", no_wrap=True)
+        against = reference_name(report)
+        caption += f"; ms per image and speed relative to {against}: medians on {comparison['device']}"
+    for row in rows:
+        table.add_row(
+            _model_name(row, report),
+            accuracy_text(row["accuracy"]),
+            count(row["mean_macs"]),
+            count(row["params"]),
+            megabytes(row["bytes"]),
+            *(_time_cells(row, comparison["batch_sizes"]) if comparison is not None else ()),
+        )
+    table.caption = Text(caption)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        caption_justify="left",
+        caption_style="",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
+        header_style="bold",
+    )
+
+
+def _accuracy_cells(row: Data, *, stacked: bool) -> list[str]:
+    if not row["trained"]:
+        return ["not trained", NOTHING]
+    accuracy = row["accuracy"] or {}
+    return [accuracy_text(accuracy.get(split), stacked=stacked) for split in ("selection", "test")]
+
+
+def _extra(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    return three(value) if isinstance(value, float) else str(value)
+
+
+def _sizes(rows: list[Data]) -> str:
+    """How many images the accuracies stand on."""
+    found = {}
+    for split in ("selection", "test"):
+        for row in rows:
+            if row["accuracy"] and row["accuracy"].get(split):
+                found[split] = row["accuracy"][split]["n"]
+    return f" ({', '.join(f'{n} {split}' for split, n in found.items())} images)" if found else ""
+
+
+def _rows_of(report: Data) -> list[dict[str, Any]]:
+    """The rows of a comparison as far as the report alone knows them."""
+    exits = {row["exit"]: row for row in report["exits"]}
+    rows = []
+    for name, exit in (("full", reference_exit(report)), ("static", report["static"]["exit"])):
+        row = exits[exit]
+        accuracy = (row["accuracy"] or {}).get("test")
+        rows.append({**row, "name": name, "accuracy": accuracy, "mean_macs": row["macs_static"]})
+    dynamic = report.get("dynamic")
+    if dynamic and dynamic.get("mean_macs") is not None:
+        accuracy = (dynamic.get("accuracy") or {}).get("test")
+        sizes = {key: dynamic.get(key) for key in ("params", "bytes", "mean_macs")}
+        certified = dynamic.get("certificate") is not None
+        rows.append({"name": "dynamic", "accuracy": accuracy, "certified": certified, **sizes})
+    return rows
+
+
+def _model_name(row: Data, report: Data) -> str:
+    if row["name"] == "full":
+        return reference_name(report)
+    if row["name"] == "static":
+        return f"static (exit {report['static']['exit']})"
+    if row["name"] == "dynamic":
+        return f"dynamic ({'certified' if row.get('certified') else 'no certificate'})"
+    return str(row["name"])
+
+
+def _time_cells(row: Data, batch_sizes: list[int]) -> tuple[str, str, str]:
+    """Batch sizes, milliseconds per image and speed-ups, each a line per batch size."""
+    times = [(row.get("ms_per_image") or {}).get(str(size)) for size in batch_sizes]
+    speeds = [(row.get("speedup") or {}).get(str(size)) for size in batch_sizes]
+    return (
+        "\n".join(str(size) for size in batch_sizes),
+        "\n".join(three(time["median"]) if time else NOTHING for time in times),
+        "\n".join(f"{speed['median']:.2f}x" if speed else NOTHING for speed in speeds),
+    )

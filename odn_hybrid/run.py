@@ -1,0 +1,221 @@
+"""`Run`: the handle a user holds after a fit. It only delegates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from odn_hybrid.backbone import BackboneSpec
+from odn_hybrid.cost import Costs
+from odn_hybrid.data import Data, Preprocess, load_data
+from odn_hybrid.deploy.choice import choose_exit
+from odn_hybrid.deploy.comparison import IMAGES_PER_ROUND, compare_models, first_images
+from odn_hybrid.deploy.dynamic import make_dynamic
+from odn_hybrid.deploy.halting import HaltingModel
+from odn_hybrid.deploy.truncate import truncate
+from odn_hybrid.errors import CertificateError, ConfigError, DataError
+from odn_hybrid.exits import MultiExit
+from odn_hybrid.outputs import ExitRecord
+from odn_hybrid.rundir import RunDir
+from odn_hybrid.stopping import ConfidencePolicy
+
+__all__ = ["Run", "RunParts", "compare"]
+
+
+@dataclass
+class RunParts:
+    """What a fit leaves: the network, how to rebuild it, what it cost, what was recorded."""
+
+    network: MultiExit
+    spec: BackboneSpec
+    costs: Costs
+    config: dict[str, Any]
+    report: dict[str, Any]
+    policy: dict[str, Any]
+    records: dict[str, ExitRecord]
+    preprocess: Preprocess
+    history: list[dict[str, Any]]
+
+
+class Run:
+    """A finished fit.
+
+    Attributes:
+        exits_: one dictionary per exit: exit, units, trained, accuracy with interval, MACs, params, bytes.
+        depth_: the static choice: exit, units, reason.
+        report_: everything that `report.json` holds.
+        transform: images as files hold them -> what the models take, (batch, channels, height, width).
+        path: the run directory, or None if the fit wrote nothing.
+    """
+
+    def __init__(self, parts: RunParts, *, path: Path | None = None, data: Data | None = None) -> None:
+        self.parts = parts
+        self.path = path
+        self.data = data
+
+    @property
+    def exits_(self) -> list[dict[str, Any]]:
+        return list(self.parts.report["exits"])
+
+    @property
+    def depth_(self) -> dict[str, Any]:
+        return dict(self.parts.report["static"])
+
+    @property
+    def report_(self) -> dict[str, Any]:
+        return self.parts.report
+
+    @property
+    def history_(self) -> list[dict[str, Any]]:
+        """One row per epoch: phase, exits in training, loss, selection accuracies, training MACs so far."""
+        return list(self.parts.history)
+
+    @property
+    def transform(self) -> Preprocess:
+        return self.parts.preprocess
+
+    @property
+    def network(self) -> MultiExit:
+        """The trained multi-exit network: `network(images)` gives the logits of every exit."""
+        return self.parts.network
+
+    def __repr__(self) -> str:
+        static = self.depth_
+        return f"Run({self.report_['model']}, {len(self.exits_)} exits, static depth {static['units']} units)"
+
+    def to(self, device: str) -> Run:
+        """Move the network to "cpu" or "cuda"; raises `ConfigError` for a device that is not there."""
+        try:
+            self.network.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        return self
+
+    def truncate(
+        self,
+        *,
+        depth: int | None = None,
+        max_macs: float | None = None,
+        max_params: float | None = None,
+        max_bytes: float | None = None,
+        max_latency_ms: float | None = None,
+    ) -> nn.Module:
+        """A plain model cut at the static choice, at `depth` units, or at the best exit within a budget.
+
+        Budgets are per image: MACs, parameters, fp32 bytes, or milliseconds at batch 1 on the device of the
+        network, measured now. Among the trained exits that fit, the one most accurate on the selection split.
+
+        Raises:
+            ModelError: no exit stands at that depth. BudgetError: no trained exit fits.
+            ConfigError: more than one wish at once.
+        """
+        exit = choose_exit(
+            self.network,
+            self.parts.costs,
+            self.exits_,
+            self.depth_["exit"],
+            depth=depth,
+            max_macs=max_macs,
+            max_params=max_params,
+            max_bytes=max_bytes,
+            max_latency_ms=max_latency_ms,
+        )
+        model = truncate(self.network, exit, self.parts.spec)
+        model.__dict__["transform"] = self.transform
+        return model.eval()
+
+    def dynamic(
+        self,
+        *,
+        drop: float | None = None,
+        delta: float | None = None,
+        certify: bool = True,
+        gather: Literal["always", "auto"] = "auto",
+    ) -> HaltingModel:
+        """A model that halts each input at its own exit.
+
+        The promise: its accuracy is lower than the reference's by at most `drop`, with confidence 1 - `delta`,
+        for images exchangeable with the certification split. Defaults: the recipe's.
+
+        Raises:
+            CertificateError: the promise cannot be given; the message says what it would need. With
+                `certify=False` the same model comes without a promise.
+        """
+        recipe = self.parts.config["recipe"]["dynamic"]
+        drop = recipe["drop"] if drop is None else drop
+        delta = recipe["delta"] if delta is None else delta
+        if not 0 <= drop < 1 or not 0 < delta < 1:
+            raise ConfigError(f"drop is {drop!r} and delta {delta!r}: they must be in [0, 1) and (0, 1)")
+        if self.parts.policy["policy"] is None:
+            raise CertificateError(self.parts.policy["reason"])
+        made = make_dynamic(
+            self.network,
+            reference=self.parts.policy["reference"],
+            calibration=self.parts.records["calibration"],
+            certification=self.parts.records["certification"] if certify else None,
+            drop=drop,
+            delta=delta,
+            ledger=self.parts.policy["ledger"],
+        )
+        if certify:
+            self._remember(made.ledger)
+            if not made.certificate["certified"]:
+                raise CertificateError(made.certificate["statement"])
+        model = HaltingModel(self.network.copy(), made.policy, gather=gather, certificate=made.certificate)
+        model.__dict__["transform"] = self.transform
+        return model
+
+    def compare(
+        self, *, batch_sizes: Sequence[int] = (1, 16, 64), rounds: int = 9, data: Any = None
+    ) -> dict[str, Any]:
+        """Full against static against dynamic on the network's device; kept in `report.json`.
+
+        Args:
+            batch_sizes: images given at once.
+            rounds: repetitions, in which the models take turns.
+            data: the data set again, for a run loaded from disk whose data was handed over as objects.
+        """
+        split = self._data(data).splits["test"]
+        images = first_images(split, self.transform, max(IMAGES_PER_ROUND, *batch_sizes))
+        policy = self.parts.policy["policy"]
+        halting = None if policy is None else HaltingModel(self.network, ConfidencePolicy.from_dict(policy))
+        found = compare_models(
+            self.network, self.report_, halting, images, batch_sizes=batch_sizes, rounds=rounds
+        )
+        self.parts.report = {**self.parts.report, "comparison": found}
+        if self.path is not None:
+            RunDir.open(self.path).write_json("report.json", self.parts.report)
+        return found
+
+    def _data(self, data: Any = None) -> Data:
+        """The data of the fit, loaded again where necessary, and checked to be the same."""
+        if data is None and self.data is not None:
+            return self.data
+        recipe = self.parts.config["recipe"]
+        source = data if data is not None else recipe["data"]["source"]
+        if source == "own":
+            raise ConfigError(
+                "this run was fitted on datasets handed over as objects: pass them again as data="
+            )
+        self.data = load_data(source, root=recipe["data"]["root"], seed=recipe["seed"])
+        known = self.parts.config["data"]["digests"]["test"]
+        if self.data.splits["test"].digest != known:
+            raise DataError("this is not the data of the fit: the test split has another digest")
+        return self.data
+
+    def _remember(self, ledger: list[dict[str, Any]]) -> None:
+        """Every attempt on the certification split counts, also those made after the fit."""
+        if len(ledger) == len(self.parts.policy["ledger"]):
+            return
+        self.parts.policy = {**self.parts.policy, "ledger": ledger}
+        if self.path is not None:
+            RunDir.open(self.path).write_json("policy.json", self.parts.policy)
+
+
+def compare(run: Run, **options: Any) -> dict[str, Any]:
+    """Full against static against dynamic on this device, and a recommendation: `run.compare(...)`."""
+    return run.compare(**options)

@@ -1,0 +1,277 @@
+"""The training loop: one epoch at a time, driven by the expansion rules, on accelerate.
+
+Everything random in an epoch (order, augmentation, dropout) is a function of the seed and the epoch's
+number, and the checkpoint holds all that training changes. A fit that is killed and resumed therefore
+ends, on a CPU, with the same digits as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+from odn_hybrid.config import FitConfig, OptimConfig
+from odn_hybrid.cost import Costs
+from odn_hybrid.data import Preprocess, Split, make_loader
+from odn_hybrid.errors import ConfigError, TrainingError
+from odn_hybrid.exits import MultiExit
+from odn_hybrid.outputs import record_outputs
+from odn_hybrid.rundir import RunDir, flatten_state, unflatten_state
+from odn_hybrid.training.averaging import WeightAverage
+from odn_hybrid.training.expansion import Expansion, Progress
+from odn_hybrid.training.objectives import ExitOutputs
+
+__all__ = ["Engine", "Listener", "resolve_precision", "train_macs_per_image"]
+
+#: Called with one history row at the end of each epoch.
+Listener = Callable[[dict[str, Any]], None]
+
+
+def train_macs_per_image(costs: Costs, active: int) -> float:
+    """Training MACs of one image with exits 1..active: three times the forward (design.md's convention)."""
+    return 3.0 * costs.dynamic(active)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: bf16 where the device computes in it natively, fp32 otherwise."""
+    if wanted == "fp32":
+        return torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported()
+    else:
+        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.bfloat16 if native or wanted == "bf16" else torch.float32
+
+
+class Engine:
+    """Trains a multi-exit network by the expansion rules.
+
+    Args:
+        network: trained in place; at the end it holds the averaged weights.
+        objective: maps `ExitOutputs` to a loss; its own parameters are trained too.
+        rules: the expansion procedure.
+        train, selection: the two splits that training may see.
+        preprocess: the images' transform.
+        config: the recipe.
+        costs: MACs of the network.
+        rundir: where checkpoints and history go; None keeps them in memory only.
+        listener: told each history row.
+    """
+
+    def __init__(
+        self,
+        network: MultiExit,
+        objective: nn.Module,
+        rules: Expansion,
+        *,
+        train: Split,
+        selection: Split,
+        preprocess: Preprocess,
+        config: FitConfig,
+        costs: Costs,
+        accelerator: Accelerator,
+        rundir: RunDir | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        self.rules, self.config, self.costs = rules, config, costs
+        self.train_split, self.selection, self.preprocess = train, selection, preprocess
+        self.accelerator, self.rundir, self.listener = accelerator, rundir, listener
+        self.device = accelerator.device
+        self.dtype = resolve_precision(config.precision, self.device)
+        self.maps = network.trunk.layout(1).kind == "NCHW"
+        self.network = network.to(self.device)
+        if self.maps:
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = objective.to(self.device)
+        self.optimizer, self.base_rates = _optimizer(self.network, self.objective, config.optim, self.maps)
+        self.ema = self._average()
+        self.progress = rules.first()
+        self.history: list[dict[str, Any]] = []
+        self._cost_shares = torch.tensor(
+            [c / costs.cumulative[-1] for c in costs.cumulative], device=self.device
+        )
+
+    def _average(self) -> WeightAverage | None:
+        if self.config.optim.ema_epochs == 0:
+            return None
+        steps = max(1, len(self.train_split) // self.config.optim.batch_size)
+        horizon = max(1.0, self.config.optim.ema_epochs * steps * self.rules.look_every)
+        return WeightAverage(self.network, horizon)
+
+    @property
+    def evaluated(self) -> MultiExit:
+        """The network that is looked at and kept: the average, where there is one."""
+        return self.ema.network if self.ema is not None else self.network
+
+    # --- the procedure ----------------------------------------------------------------------------
+
+    def run(self) -> Progress:
+        """Train until the rules say done; afterwards `network` holds the kept weights."""
+        while self.progress.phase != "done":
+            self._epoch()
+        if self.ema is not None:
+            self.network.load_state_dict(self.ema.network.state_dict())
+        return self.progress
+
+    def _epoch(self) -> None:
+        before, started = self.progress, time.monotonic()
+        torch.manual_seed(self.config.seed * 1_000_003 + before.epoch)
+        share = self.rules.share(before)
+        loss = self._train(before, share)
+        done = self.rules.count(before, share, time.monotonic() - started)
+        accuracies: list[float] | None = None
+        active = self.rules.active(before)
+        if self.rules.looks(done):
+            accuracies = self._look(active)
+            self.progress = self.rules.observe(done, accuracies)
+        else:
+            self.progress = done
+        self._note(before, done, active, loss, accuracies)
+
+    def _train(self, progress: Progress, share: float) -> float:
+        """One epoch, or its first part; returns the mean loss."""
+        active = self.rules.active(progress)
+        loader = self.accelerator.prepare_data_loader(
+            make_loader(
+                self.train_split,
+                self.preprocess,
+                batch_size=self.config.optim.batch_size,
+                augment=self.config.data.augment,
+                shuffle=True,
+                seed=self.config.seed,
+                epoch=progress.epoch,
+                workers=self.config.data.workers,
+                drop_last=len(self.train_split) > self.config.optim.batch_size,
+            )
+        )
+        steps = max(1, round(share * len(loader)))
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        for step, (images, labels, _) in enumerate(loader):
+            if step >= steps:
+                break
+            self._set_rate(self.rules.rate(progress, (step + 1) / len(loader)))
+            total += self._step(images, labels, active)
+        mean = float(total) / steps
+        if mean != mean or mean in (float("inf"), float("-inf")):
+            raise TrainingError(
+                f"the loss is {mean} in epoch {progress.epoch + 1}: training has diverged; "
+                f"use a lower learning rate than {self.base_rates[0]:g} (optim.lr)"
+            )
+        return mean
+
+    def _step(self, images: Tensor, labels: Tensor, active: int) -> Tensor:
+        if self.maps:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.network(images, active)
+        loss = self.objective(ExitOutputs(logits, labels, self._cost_shares[:active]))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        if self.config.optim.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.optim.clip_grad)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.network, active)
+        return loss.detach()  # type: ignore[no-any-return]
+
+    def _set_rate(self, factor: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _look(self, active: int) -> list[float]:
+        recorded = record_outputs(self.evaluated, self.selection, self.preprocess, upto=active)
+        return [float(value) for value in recorded.correct.mean(0)]
+
+    # --- records and checkpoints ------------------------------------------------------------------
+
+    def _note(
+        self, before: Progress, done: Progress, active: int, loss: float, accuracies: list[float] | None
+    ) -> None:
+        row = {
+            "epoch": done.epoch,
+            "phase": before.phase,
+            "current": before.current,
+            "active": active,
+            "loss": loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "selection": accuracies,
+            "train_macs": done.train_macs,
+            "seconds": round(done.seconds, 3),
+            "next": self.progress.phase,
+        }
+        self.history.append(row)
+        if self.rundir is not None:
+            self.rundir.append_history(row)
+            if accuracies is not None:
+                self._save()
+        if self.listener is not None:
+            self.listener(row)
+
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "network": self.network,
+            "objective": self.objective,
+            "optimizer": self.optimizer,
+        }
+        return parts | ({"ema": self.ema.network} if self.ema is not None else {})
+
+    def _save(self) -> None:
+        assert self.rundir is not None
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        tensors, layout = flatten_state(states)
+        state = {
+            "progress": self.progress.to_dict(),
+            "layout": layout,
+            "steps": self.ema.steps if self.ema is not None else 0,
+        }
+        self.rundir.save_checkpoint(tensors, state)
+
+    def resume(self) -> bool:
+        """Load the checkpoint of an interrupted fit; False if there is none yet."""
+        found = self.rundir.load_checkpoint() if self.rundir is not None else None
+        if found is None or self.rundir is None:
+            return False
+        tensors, state = found
+        states = unflatten_state(tensors, state["layout"])
+        for name, part in self._parts().items():
+            part.load_state_dict(states[name])
+        if self.ema is not None:
+            self.ema.steps = state["steps"]
+        self.progress = Progress(**state["progress"])
+        self.rundir.trim_history(self.progress.epoch)
+        self.history = self.rundir.read_history()
+        return True
+
+
+def _optimizer(
+    network: MultiExit, objective: nn.Module, config: OptimConfig, maps: bool
+) -> tuple[torch.optim.Optimizer, list[float]]:
+    name = config.name if config.name != "auto" else ("sgd" if maps else "adamw")
+    sgd = name in ("sgd", "nesterov", "momentum")
+    rate = config.lr if config.lr is not None else (0.1 if sgd else 1e-3) * config.batch_size / 128
+    decay = config.weight_decay if config.weight_decay is not None else (5e-4 if sgd else 0.05)
+    extra = {"momentum": config.momentum} if sgd else {}
+    try:
+        optimizer = create_optimizer_v2(network, opt=name, lr=rate, weight_decay=decay, **extra)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ConfigError(f"optimizer {name!r} cannot be made: {' '.join(str(error).split())}") from None
+    own = [p for p in objective.parameters() if p.numel()]
+    if own:
+        optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+    return optimizer, [group["lr"] for group in optimizer.param_groups]
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed torch for a fit and give the caller's random state back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
