@@ -396,8 +396,10 @@ def _exit_row(
     k: int, network: MultiExit, costs: Costs, trained: bool, records: dict[str, ExitRecord]
 ) -> dict[str, Any]:
     def accuracy(name: str) -> dict[str, Any] | None:
+        if not trained:
+            return None  # and not even recorded, where it is deeper than the reference
         right = records[name].correct[:, k - 1]
-        return _accuracy(int(right.sum()), len(right)) if trained else None
+        return _accuracy(int(right.sum()), len(right))
 
     return {
         "exit": k,
