@@ -10,7 +10,6 @@ from odn_hybrid.rundir.directory import (
     REPORT,
     RunDir,
 )
-from odn_hybrid.rundir.versions import environment
 from odn_hybrid.rundir.files import (
     SCHEMA,
     make_folders,
@@ -21,6 +20,7 @@ from odn_hybrid.rundir.files import (
     write_tensors,
 )
 from odn_hybrid.rundir.nested import flatten_state, unflatten_state
+from odn_hybrid.rundir.versions import environment
 
 __all__ = [
     "CHECKPOINT",

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from odn_hybrid.errors import CertificateError, InputError
+from odn_hybrid.errors import CertificateError, InputError, OdnError
 from odn_hybrid.stopping.checks import as_correct, check_counts, check_fraction, check_probability
 from odn_hybrid.stopping.paired import PairedTest
 
@@ -66,7 +66,7 @@ class Certificate:
             again = _decide(**{name: values[name] for name in fields})
             agrees = bool(values["certified"]) == again.certified
             agrees = agrees and abs(float(values["upper_bound"]) - again.upper_bound) <= 1e-6
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OdnError):
             raise CertificateError(f"a certificate with unusable fields: {values!r}; certify again") from None
         if not agrees:
             raise CertificateError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "check_counts",
     "check_fraction",
     "check_probability",
+    "is_whole",
 ]
 
 
@@ -42,9 +44,16 @@ def _number(value: Any, name: str) -> float:
         raise ConfigError(f"{name} is {value!r}; it must be a number") from None
 
 
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number: an int, numpy integer or integral float, not a bool, NaN or text."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    return math.isfinite(value) and value == int(value)
+
+
 def check_counts(successes: int, n: int) -> tuple[int, int]:
     """`successes` of `n` as whole numbers with 0 <= successes <= n and n >= 1; `InputError` otherwise."""
-    if n != int(n) or successes != int(successes):
+    if not (is_whole(n) and is_whole(successes)):
         raise InputError(f"{successes!r} of {n!r}: counts must be whole numbers")
     if n < 1 or not 0 <= successes <= n:
         raise InputError(f"{successes} of {n}: need at least one trial and from 0 to n successes")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.stopping.certificate import smallest_drop
-from odn_hybrid.stopping.checks import as_correct, check_fraction, check_probability
+from odn_hybrid.stopping.checks import as_correct, check_fraction, check_probability, is_whole
 from odn_hybrid.stopping.paired import PairedTest
 
 __all__ = ["Choice", "choose_depth", "look_level"]
@@ -48,7 +48,7 @@ class Choice:
 def look_level(delta: float, look: int) -> float:
     """What look number `look` (from 1) may spend of `delta`: delta * 6 / (pi^2 look^2)."""
     delta = check_probability(delta, "delta")
-    if isinstance(look, bool) or look != int(look) or look < 1:
+    if not is_whole(look) or look < 1:
         raise ConfigError(f"look is {look!r}; looks are numbered 1, 2, 3, ...")
     return delta * 6 / (math.pi * look) ** 2
 
@@ -70,7 +70,7 @@ def choose_depth(
     n, exits = answers.shape
     if ready.shape != (exits,):
         raise InputError(f"trained has {len(ready)} entries for {exits} exits; give one per exit")
-    if not 1 <= reference <= exits or not ready[reference - 1]:
+    if not is_whole(reference) or not 1 <= reference <= exits or not ready[reference - 1]:
         raise InputError(f"reference is exit {reference}; it must be a trained exit from 1 to {exits}")
     tolerance, level = check_fraction(tolerance, "tolerance"), look_level(delta, look)
     p_values: list[float | None] = [None] * exits

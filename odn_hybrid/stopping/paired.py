@@ -42,7 +42,7 @@ class PairedTest:
 
     def p_value(self) -> float:
         """p-value of H0: b - c >= `drop`, an upper bound to within a hundredth of `delta`."""
-        return self._p_value(self.drop, self._region(), self._disagreement(), enough=1.0)
+        return self._p_value(self.drop, self._region(), self._disagreement())
 
     def rejects(self) -> bool:
         """Whether the p-value is at most `delta`; cheaper than the p-value where the answer is clear."""
@@ -78,13 +78,18 @@ class PairedTest:
         return self._p_value(theta, region, rates, enough=self.delta) <= self.delta
 
     def _p_value(
-        self, theta: float, region: NDArray[np.int64], rates: tuple[float, float], enough: float
+        self,
+        theta: float,
+        region: NDArray[np.int64],
+        rates: tuple[float, float],
+        enough: float | None = None,
     ) -> float:
-        """p-value of H0: b - c >= `theta`, refined only until it is on one side of `enough`."""
+        """p-value of H0: b - c >= `theta`; refined only until it is on one side of `enough`, if given."""
         spent = NUISANCE_SHARE * self.delta
         if theta > rates[1]:
             return spent  # no rates with b - c >= theta lie within the interval for q
-        worst = _worst_case(region, self.n, theta, rates, RESOLUTION * self.delta, enough - spent)
+        limit = None if enough is None else enough - spent
+        worst = _worst_case(region, self.n, theta, rates, RESOLUTION * self.delta, limit)
         return min(1.0, spent + worst)
 
     def _region(self) -> NDArray[np.int64]:
@@ -119,13 +124,19 @@ class PairedTest:
 
 
 def _worst_case(
-    region: NDArray[np.int64], n: int, theta: float, rates: tuple[float, float], slack: float, enough: float
+    region: NDArray[np.int64],
+    n: int,
+    theta: float,
+    rates: tuple[float, float],
+    slack: float,
+    limit: float | None,
 ) -> float:
     """Upper bound on the largest probability of `region` over b - c = `theta`, b + c within `rates`.
 
     On a cell [q0, q1] the region, being monotone, is no likelier than at the corner of fewest newly wrong
     (q0 + theta) / 2 and most newly right (q1 - theta) / 2. Cells whose bound is within `slack` of a value
-    really attained are settled; the others are split, until the bound is on one side of `enough`.
+    really attained are settled; the others are split, if `limit` is given only until the bound is on
+    one side of it.
     """
     edges = np.linspace(min(max(abs(theta), rates[0]), rates[1]), rates[1], 9)
     low, high = edges[:-1], edges[1:]
@@ -136,7 +147,9 @@ def _worst_case(
         is_open = bound > attained + slack
         settled = max(settled, float(bound[~is_open].max(initial=0.0)))
         bound, low, high = bound[is_open], low[is_open], high[is_open]
-        if bound.size == 0 or max(settled, float(bound.max())) <= enough or attained > enough:
+        if bound.size == 0:
+            break
+        if limit is not None and (max(settled, float(bound.max())) <= limit or attained > limit):
             break
         parts = np.linspace(low, high, 5)
         low, high = parts[:-1].ravel(), parts[1:].ravel()

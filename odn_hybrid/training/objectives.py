@@ -129,6 +129,9 @@ class DepthRegularised(nn.Module):
 
     #: Gradient steps on the gates are cheap but their inputs lie in [0, 1]: this scale sets their pace.
     SCALE = 4.0
+    #: Signals stay within [FLOOR, 1 - FLOOR]: a gate that closed on everything would starve those behind it
+    #: of gradient and never learn that going on has become worth while (theory/depth_regularizer.md).
+    FLOOR = 0.02
 
     def __init__(self, exits: int, *, lam: float = 0.1, deepest: float = 0.3, halting: float = 0.3) -> None:
         super().__init__()
@@ -148,7 +151,7 @@ class DepthRegularised(nn.Module):
         features = torch.stack([_statistics(z.detach().float()) for z in logits[:-1]])
         m = len(logits) - 1
         score = torch.einsum("kbf,kf->kb", features, self.slope[:m]) * self.SCALE
-        return torch.sigmoid(score + self.offset[:m, None])
+        return self.FLOOR + (1 - 2 * self.FLOOR) * torch.sigmoid(score + self.offset[:m, None])
 
     def halting_distribution(self, logits: list[Tensor]) -> Tensor:
         """Probabilities (m, batch) of stopping at each active exit; they sum to 1 over exits."""

@@ -1,0 +1,118 @@
+"""Write the result tables of README.md from the records, between markers; a test checks that they agree.
+
+    python benchmarks/tables.py            # rewrite README.md
+    python benchmarks/tables.py --check    # exit 1 if it would change
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "records"
+
+
+def load(name: str) -> dict[str, Any]:
+    """A record by name."""
+    record: dict[str, Any] = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def percent(accuracy: dict[str, Any]) -> str:
+    """A fraction with its interval, as percent."""
+    value, low, high = (100 * accuracy[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def quickstart() -> str:
+    """Full, static and dynamic on the embedded set."""
+    record = load("quickstart")
+    comparison = record["report"]["comparison"]
+    sizes = [str(size) for size in comparison["batch_sizes"]]
+    times = " | ".join(f"ms / image, batch {size}" for size in sizes)
+    lines = [
+        f"| model | test accuracy, % (n = {comparison['rows'][0]['accuracy']['n']}) | mean MMACs | MB | {times} |",
+        "| --- | --- | --- | --- | " + " | ".join("---" for _ in sizes) + " |",
+    ]
+    for row in comparison["rows"]:
+        name = row["name"] if row["certified"] in (None, True) else f"{row['name']} (not certified)"
+        cells = [name, percent(row["accuracy"]), f"{row['mean_macs'] / 1e6:.2f}", f"{row['bytes'] / 1e6:.2f}"]
+        for size in sizes:
+            took, gain = row["ms_per_image"][size]["median"], row["speedup"][size]
+            cells.append(f"{took:.2f} ({gain['median']:.2f} x)")
+        lines.append("| " + " | ".join(cells) + " |")
+    device = f"{comparison['device']}; fit in {record['fit_seconds']:.0f} s"
+    lines += ["", f"Measured on {device}. In brackets: images a second, as a ratio to the full model in the same run."]
+    return "\n".join(lines)
+
+
+def mnist() -> str:
+    """The paper's network on MNIST against the published run."""
+    record = load("mnist_resnet18")
+    summary, paper, runs = record["summary"], record["paper"], record["runs"]
+    units = ", ".join(str(n) for n in summary["units_by_seed"])
+    accuracies = ", ".join(f"{100 * value:.2f}" for value in summary["test_accuracy_by_seed"])
+    shares = ", ".join(f"1/{1 / value:.0f}" for value in summary["train_macs_over_published"])
+    return "\n".join(
+        [
+            "| | published | ours (seeds " + ", ".join(str(run["seed"]) for run in runs) + ") |",
+            "| --- | --- | --- |",
+            f"| test accuracy, % | {100 * paper['test_accuracy']:.2f} | "
+            f"**{100 * summary['mean_test_accuracy']:.2f}** ({accuracies}) |",
+            f"| units kept of 8 | {paper['units']} | {units} |",
+            f"| fp32 size, MB | {paper['bytes'] / 1e6:.2f} | {summary['largest_bytes'] / 1e6:.2f} |",
+            f"| training MACs | {paper['train_macs']:.2e} | {shares} of that |",
+            f"| minutes on 2 CPU cores | not given | {', '.join(f'{m:.0f}' for m in summary['minutes'])} |",
+        ]
+    )
+
+
+def step_cost() -> str:
+    """What the exits add to a training step."""
+    lines = ["| network | exits | ratio to the plain step (95 % interval) |", "| --- | --- | --- |"]
+    for name, found in load("step_cost_cpu")["results"].items():
+        for kind, ratio in found["ratios"].items():
+            if kind != "plain":
+                low, high = ratio["low"], ratio["high"]
+                lines.append(f"| {name}, {kind} | {found['exits']} | {ratio['median']:.3f} [{low:.3f}, {high:.3f}] |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"quickstart": quickstart, "mnist": mnist, "step_cost": step_cost}
+
+
+def filled(text: str) -> str:
+    """`text` with every marked block replaced by its table."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
+        text = re.sub(
+            re.escape(start) + ".*?" + re.escape(end),
+            lambda _, s=start, e=end, t=table: f"{s}\n{t()}\n{e}",  # type: ignore[misc]
+            text,
+            flags=re.DOTALL,
+        )
+    return text
+
+
+def main() -> int:
+    """Rewrite or check README.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = filled(before)
+    if args.check:
+        return int(before != after)
+    path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
