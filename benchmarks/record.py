@@ -1,4 +1,4 @@
-"""Write a record: what was run, on what, with what, and every raw value. Figures in the docs come from these."""
+"""Write a record: what was run, on what, with what, and every raw value."""
 
 from __future__ import annotations
 

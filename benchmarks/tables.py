@@ -1,7 +1,7 @@
 """Write the result tables of README.md from the records, between markers; a test checks that they agree.
 
-    python benchmarks/tables.py            # rewrite README.md
-    python benchmarks/tables.py --check    # exit 1 if it would change
+python benchmarks/tables.py            # rewrite README.md
+python benchmarks/tables.py --check    # exit 1 if it would change
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ def quickstart() -> str:
     record = load("quickstart")
     comparison = record["report"]["comparison"]
     sizes = [str(size) for size in comparison["batch_sizes"]]
+    images = comparison["rows"][0]["accuracy"]["n"]
     times = " | ".join(f"ms / image, batch {size}" for size in sizes)
     lines = [
-        f"| model | test accuracy, % (n = {comparison['rows'][0]['accuracy']['n']}) | mean MMACs | MB | {times} |",
+        f"| model | test accuracy, % (n = {images}) | mean MMACs | MB | {times} |",
         "| --- | --- | --- | --- | " + " | ".join("---" for _ in sizes) + " |",
     ]
     for row in comparison["rows"]:
@@ -48,7 +49,10 @@ def quickstart() -> str:
             cells.append(f"{took:.2f} ({gain['median']:.2f} x)")
         lines.append("| " + " | ".join(cells) + " |")
     device = f"{comparison['device']}; fit in {record['fit_seconds']:.0f} s"
-    lines += ["", f"Measured on {device}. In brackets: images a second, as a ratio to the full model in the same run."]
+    lines += [
+        "",
+        f"Measured on {device}. In brackets: images a second, as a ratio to the full model in the same run.",
+    ]
     return "\n".join(lines)
 
 
@@ -80,7 +84,9 @@ def step_cost() -> str:
         for kind, ratio in found["ratios"].items():
             if kind != "plain":
                 low, high = ratio["low"], ratio["high"]
-                lines.append(f"| {name}, {kind} | {found['exits']} | {ratio['median']:.3f} [{low:.3f}, {high:.3f}] |")
+                lines.append(
+                    f"| {name}, {kind} | {found['exits']} | {ratio['median']:.3f} [{low:.3f}, {high:.3f}] |"
+                )
     return "\n".join(lines)
 
 

@@ -15,7 +15,6 @@ from odn_hybrid._version import __version__
 if TYPE_CHECKING:
     from odn_hybrid.artifacts import load as load
     from odn_hybrid.artifacts import save as save
-    from odn_hybrid.run import compare as compare
     from odn_hybrid.config import FitConfig as FitConfig
     from odn_hybrid.config import load_recipe as load_recipe
     from odn_hybrid.cost import Costs as Costs
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from odn_hybrid.exits import register_head as register_head
     from odn_hybrid.fitting import fit as fit
     from odn_hybrid.run import Run as Run
+    from odn_hybrid.run import compare as compare
     from odn_hybrid.training.objectives import register_objective as register_objective
     from odn_hybrid.trunk import State as State
     from odn_hybrid.trunk import Trunk as Trunk
@@ -52,7 +52,7 @@ _HOMES = {
     "save": "artifacts",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

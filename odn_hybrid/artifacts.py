@@ -6,6 +6,8 @@ memory and compares outputs before it says it is done, so that what is saved is 
 
 from __future__ import annotations
 
+import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odn_hybrid.backbone import BackboneSpec, build_backbone
+from odn_hybrid.backbone import BackboneSpec, build_backbone, evaluating, spec_of
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import count_costs
 from odn_hybrid.data import Preprocess
@@ -23,7 +25,15 @@ from odn_hybrid.errors import ConfigError, ModelError, RunDirError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord
 from odn_hybrid.run import Run, RunParts
-from odn_hybrid.rundir import SCHEMA, RunDir, read_json, read_tensors, write_json, write_tensors
+from odn_hybrid.rundir import (
+    SCHEMA,
+    RunDir,
+    make_folders,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from odn_hybrid.stopping import ConfidencePolicy
 from odn_hybrid.trunk import Trunk
 
@@ -33,6 +43,8 @@ MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 EXITS_FILE = "exits.safetensors"
 OUTPUTS_FILE = "outputs.safetensors"
+#: What building from a damaged description may raise, whatever of it was changed.
+GARBLED = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 MAX_OUTPUT_BYTES = 256 << 20  # recorded outputs beyond this are recomputed from the data when needed
 
 
@@ -58,13 +70,26 @@ def save(thing: Any, path: str | Path) -> Path:
             f"cannot save a {type(thing).__name__}: save takes a run, run.truncate() or run.dynamic()"
         )
     _check_rebuilds(thing, files, description)
+    _write(path, files, description)
+    return path
+
+
+def _write(path: Path, files: dict[str, dict[str, Tensor]], description: dict[str, Any]) -> None:
+    """All of the files or none: what fails half-way is taken away again."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunDirError(f"{path} exists and is not empty; choose another directory")
-    path.mkdir(parents=True, exist_ok=True)
-    for name, tensors in files.items():
-        write_tensors(path / name, tensors)
-    write_json(path / MODEL_FILE, description)  # last: a directory without it is known to be unfinished
-    return path
+    made = make_folders(path)
+    try:
+        for name, tensors in files.items():
+            write_tensors(path / name, tensors)
+        write_json(path / MODEL_FILE, description)  # last: a directory without it is known to be unfinished
+    except BaseException:
+        with suppress(OSError):
+            for name in files:
+                (path / name).unlink(missing_ok=True)
+            for folder in reversed(made):
+                folder.rmdir()
+        raise
 
 
 def load(path: str | Path, *, backbone: nn.Module | None = None) -> Any:
@@ -72,8 +97,8 @@ def load(path: str | Path, *, backbone: nn.Module | None = None) -> Any:
 
     Args:
         path: the directory.
-        backbone: a freshly built module, needed only where the saved model came from a module that no timm
-            or torchvision name rebuilds.
+        backbone: a module of the saved architecture (a copy is filled), needed only where no timm or
+            torchvision name rebuilds it.
 
     Raises:
         RunDirError: not a directory of ours, damaged, or of an unknown version. ModelError: does not fit.
@@ -81,17 +106,12 @@ def load(path: str | Path, *, backbone: nn.Module | None = None) -> Any:
     path = Path(path)
     if not path.is_dir():
         raise RunDirError(f"no saved model or run at {path}: not a directory")
+    backbone = copy.deepcopy(backbone)
     if not (path / MODEL_FILE).exists():
         return load_run(path, backbone=backbone)
     description = read_json(path / MODEL_FILE)
-    if description.get("schema") != SCHEMA:
-        raise RunDirError(
-            f"{path} is of schema {description.get('schema')!r}; this release reads schema {SCHEMA}"
-        )
-    files = {
-        name: read_tensors(path / name)[0] for name in (WEIGHTS_FILE, EXITS_FILE) if (path / name).exists()
-    }
-    return _rebuild(files, description, backbone)
+    names = (WEIGHTS_FILE, EXITS_FILE) if description.get("format") == "odn-halting" else (WEIGHTS_FILE,)
+    return _rebuild({name: read_tensors(path / name)[0] for name in names}, description, backbone)
 
 
 def _rebuild(
@@ -99,15 +119,21 @@ def _rebuild(
 ) -> Any:
     kinds = {"odn-static": _rebuild_static, "odn-halting": _rebuild_halting}
     kind = description.get("format")
-    if kind not in kinds or WEIGHTS_FILE not in files:
-        raise RunDirError(f"the saved model is damaged: format {kind!r}, files {sorted(files)}")
+    if not isinstance(kind, str) or kind not in kinds:
+        known = ", ".join(kinds)
+        raise RunDirError(f"{MODEL_FILE} is damaged: its format is {kind!r}, this release reads {known}")
     try:
         model = kinds[kind](files, description, backbone)
         if description["preprocess"] is not None:
             model.__dict__["transform"] = Preprocess.from_dict(description["preprocess"])
-    except (KeyError, TypeError) as error:
-        raise RunDirError(f"the saved model is damaged: {MODEL_FILE} lacks or garbles {error}") from None
+    except GARBLED as error:
+        raise RunDirError(_garbled(MODEL_FILE, error)) from None
     return model.eval()
+
+
+def _garbled(name: str | Path, error: BaseException) -> str:
+    what = " ".join(str(error).split())[:200]
+    return f"{name} is damaged: it lacks or garbles {what}; copy the folder again"
 
 
 def _check_rebuilds(
@@ -120,18 +146,15 @@ def _check_rebuilds(
     twin = _rebuild(files, description, None)
     like = next(thing.parameters())
     images = torch.rand(2, *description["image_shape"], generator=torch.Generator().manual_seed(0))
-    training = thing.training
-    thing.eval()
-    with torch.no_grad():
-        wanted = thing(images.to(device=like.device, dtype=like.dtype))
-        got = twin.to(device=like.device, dtype=like.dtype)(images.to(device=like.device, dtype=like.dtype))
-    thing.train(training)
+    images, twin = images.to(like.device, like.dtype), twin.to(like.device, like.dtype)
+    with torch.no_grad(), evaluating(thing):
+        wanted, got = thing(images), twin(images)
     if isinstance(thing, HaltingModel):
         wanted, got = wanted.logits, got.logits
-    if not torch.allclose(wanted, got, rtol=1e-4, atol=1e-4):
+    if not torch.allclose(wanted, got, rtol=1e-4, atol=1e-4, equal_nan=True):
         raise ModelError(
-            f"not saved: {spec['library']} model {spec['name']!r}, built again, gives other logits; it was changed "
-            "in a way that its name does not tell"
+            f"not saved: {spec['library']} model {spec['name']!r}, built again, gives other logits; "
+            "it was changed in a way that its name does not tell"
         )
 
 
@@ -165,10 +188,8 @@ def _rebuild_static(
 
 
 def _halting_files(model: HaltingModel) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    from odn_hybrid.backbone import spec_of
-
     network = model.network
-    spec = model.__dict__.get("_odn_spec") or spec_of(network.backbone, network.trunk.num_classes)
+    spec = spec_of(network.backbone, network.trunk.num_classes)
     preprocess = model.__dict__.get("transform")
     description = {
         "schema": SCHEMA,
@@ -196,11 +217,10 @@ def _rebuild_halting(
         backbone,
     )
     policy = ConfidencePolicy.from_dict(description["policy"])
-    model = HaltingModel(
-        network, policy, gather=description["gather"], certificate=description["certificate"]
-    )
-    model.__dict__["_odn_spec"] = BackboneSpec(**description["backbone"])
-    return model
+    certificate = description["certificate"]
+    if certificate is not None and not isinstance(certificate, dict):
+        raise TypeError(f"certificate: {certificate!r}")
+    return HaltingModel(network, policy, gather=description["gather"], certificate=certificate)
 
 
 def _network(
@@ -248,13 +268,15 @@ def load_run(path: str | Path, *, backbone: nn.Module | None = None) -> Run:
         spec = BackboneSpec(**config["backbone"])
         preprocess = Preprocess.from_dict(config["preprocess"])
         exits = ExitConfig(**config["recipe"]["exits"])
-        digests = config["data"]["digests"]
-    except (KeyError, TypeError) as error:
-        raise RunDirError(f"{path} is damaged: config.json lacks or garbles {error}") from None
-    shape = (spec.in_chans, *preprocess.size)
-    network = _network(
-        spec, exits, shape, rundir.load_tensors(WEIGHTS_FILE), rundir.load_tensors(EXITS_FILE), backbone
-    )
+        digests = {name: split["digest"] for name, split in config["data"]["splits"].items()}
+        shape = (spec.in_chans, *preprocess.size)
+        network = _network(
+            spec, exits, shape, rundir.load_tensors(WEIGHTS_FILE), rundir.load_tensors(EXITS_FILE), backbone
+        )
+    except GARBLED as error:
+        raise RunDirError(_garbled(rundir.path / "config.json", error)) from None
+    _need(rundir.path / "report.json", report, ("model", "reference", "exits", "static", "dynamic"))
+    _need(rundir.path / "policy.json", policy, ("policy", "ledger"))
     parts = RunParts(
         network=network,
         spec=spec,
@@ -274,11 +296,20 @@ def _records(rundir: RunDir, digests: dict[str, str]) -> dict[str, ExitRecord]:
         return {}
     tensors = rundir.load_tensors(OUTPUTS_FILE)
     names = sorted({key.split(".")[0] for key in tensors})
-    return {
-        name: ExitRecord(
-            tensors[f"{name}.logits"].numpy(),
-            tensors[f"{name}.labels"].numpy().astype(np.int64),
-            digests[name],
-        )
-        for name in names
-    }
+    try:
+        return {
+            name: ExitRecord(
+                tensors[f"{name}.logits"].numpy(),
+                tensors[f"{name}.labels"].numpy().astype(np.int64),
+                digests[name],
+            )
+            for name in names
+        }
+    except GARBLED as error:
+        raise RunDirError(_garbled(rundir.path / OUTPUTS_FILE, error)) from None
+
+
+def _need(path: Path, data: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in data:
+            raise RunDirError(_garbled(path, KeyError(name)))

@@ -8,6 +8,8 @@ saved with `library="module"` and loads only into a module the user hands over.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,25 @@ __all__ = [
     "BackboneSpec",
     "build_backbone",
     "default_image_size",
+    "evaluating",
     "fixed_image_size",
     "input_channels",
     "load_checkpoint",
     "spec_of",
 ]
+
+
+# Arguments that make timm read a file or an address. Weights come in as safetensors (`load_checkpoint`), and
+# nothing that a saved model or a recipe says may make the library unpickle anything.
+FORBIDDEN = (
+    "cache_dir",
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "weights",
+)
+BUILT_AS = "_odn_built_as"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +56,7 @@ class BackboneSpec:
     in_chans: int = 3
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data."""
         return asdict(self)
 
 
@@ -62,6 +79,12 @@ def build_backbone(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module
             "rebuilds; pass a freshly built one: odn_hybrid.load(path, backbone=MODULE)"
         )
     _check_known(spec)
+    refused = sorted(set(spec.args) & set(FORBIDDEN))
+    if refused:
+        raise ModelError(
+            f"model argument {refused[0]!r} is not taken; weights come with pretrained=true or with "
+            "checkpoint=FILE.safetensors"
+        )
     try:
         if spec.library == "timm":
             import timm
@@ -82,24 +105,35 @@ def build_backbone(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module
             )
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise ModelError(f"cannot build {spec.library} model {spec.name!r}: {_line(error)}") from None
-    return with_small_stem(model) if spec.stem == "small" else model
+    if spec.stem == "small":
+        with_small_stem(model)
+    model.__dict__[BUILT_AS] = spec  # arguments cannot be read off a built model; copies keep this
+    return model
 
 
 def _check_known(spec: BackboneSpec) -> None:
+    if spec.library not in ("timm", "torchvision"):
+        raise ModelError(f"unknown library {spec.library!r}; models come from timm or torchvision")
     if spec.library == "timm":
         import timm
 
         names = timm.list_models()
         known = timm.is_model(spec.name)
     else:
-        import torchvision
-
-        names = torchvision.models.list_models(module=torchvision.models)
+        names = _torchvision_names()
         known = spec.name in names
     if not known:
         near = difflib.get_close_matches(spec.name, names, n=3)
         hint = f"; close names: {', '.join(near)}" if near else ""
         raise ModelError(f"unknown {spec.library} model {spec.name!r}{hint}")
+
+
+def _torchvision_names(module: str | None = None) -> list[str]:
+    """Names of torchvision's classifiers; those whose builder stands in the module of that name."""
+    from torchvision import models
+
+    names: list[str] = models.list_models(module=models)  # without it: detection and segmentation too
+    return [n for n in names if module is None or models.get_model_builder(n).__module__ == module]
 
 
 def with_small_stem(model: nn.Module) -> nn.Module:
@@ -126,9 +160,11 @@ def input_channels(model: nn.Module) -> int:
 
 def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
     """The only (height, width) the model takes, or None if it takes many."""
+    if getattr(model, "dynamic_img_size", False):
+        return None
     patch = getattr(model, "patch_embed", None)
     size = getattr(patch, "img_size", None) or getattr(model, "image_size", None)
-    if size is not None and not getattr(model, "dynamic_img_size", False):
+    if size is not None:
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if cfg.get("fixed_input_size"):
@@ -184,45 +220,63 @@ def spec_of(model: nn.Module, num_classes: int) -> BackboneSpec:
     Falls back to `library="module"` (loadable only into a module the user brings).
     """
     channels = input_channels(model)
-    for candidate in _candidates(model, num_classes, channels):
-        for stem in ("native", "small"):
-            spec = replace(candidate, stem=stem)
-            try:
-                with torch.device("meta"):
-                    twin = build_backbone(spec)
-            except (ModelError, NotImplementedError):
-                continue
-            if _same_structure(model, twin):
-                return spec
+    for spec in _candidates(model, num_classes, channels):
+        try:
+            with torch.device("meta"):
+                twin = build_backbone(spec)
+                if _same_structure(model, twin):
+                    return spec
+                if spec.stem == "native" and _same_structure(model, with_small_stem(twin)):
+                    return replace(spec, stem="small")
+        except (ModelError, NotImplementedError):
+            continue
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     return BackboneSpec(library="module", name=kind, num_classes=num_classes, in_chans=channels)
 
 
 def _candidates(model: nn.Module, num_classes: int, channels: int) -> list[BackboneSpec]:
+    """What `model` may have been built as, the likeliest first."""
+    likely: list[BackboneSpec] = []
+    built = model.__dict__.get(BUILT_AS)
+    if isinstance(built, BackboneSpec):
+        likely.append(replace(built, num_classes=num_classes, in_chans=channels))
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    name = cfg.get("architecture")
-    if name:
-        base = BackboneSpec(library="timm", name=name, num_classes=num_classes, in_chans=channels)
-        size = fixed_image_size(model)
-        sized = [replace(base, args={"img_size": list(size)})] if size else []
-        return [base, *sized]
-    if type(model).__module__.startswith("torchvision.models."):
-        import torchvision
-
-        module = type(model).__module__.rpartition(".")[2]
-        names = torchvision.models.list_models(module=getattr(torchvision.models, module))
-        return [
-            BackboneSpec(library="torchvision", name=n, num_classes=num_classes, in_chans=channels)
-            for n in names
-        ]
-    return []
+    size = fixed_image_size(model)
+    home = type(model).__module__
+    plain: list[BackboneSpec] = []
+    sized: dict[str, Any] = {}
+    if cfg.get("architecture"):
+        plain = [BackboneSpec(library="timm", name=cfg["architecture"])]
+        sized = {"img_size": list(size)} if size else {}
+    elif home.startswith("torchvision.models."):
+        plain = [BackboneSpec(library="torchvision", name=name) for name in _torchvision_names(home)]
+        sized = {"image_size": size[0]} if size else {}
+    plain = [replace(spec, num_classes=num_classes, in_chans=channels) for spec in plain]
+    return likely + plain + ([replace(spec, args=sized) for spec in plain] if sized else [])
 
 
 def _same_structure(model: nn.Module, twin: nn.Module) -> bool:
-    if repr(model) != repr(twin):
+    """The same classes, the same options that modules print, the same keys with the same shapes."""
+    kinds = [(name, type(module)) for name, module in model.named_modules()]
+    if kinds != [(name, type(module)) for name, module in twin.named_modules()] or repr(model) != repr(twin):
         return False
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     return shapes == {key: tuple(value.shape) for key, value in twin.state_dict().items()}
+
+
+# --- modes ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; afterwards every module is in the mode it was in before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _line(error: BaseException) -> str:

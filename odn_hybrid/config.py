@@ -95,9 +95,9 @@ class ObjectiveConfig:
 class OptimConfig:
     """Optimizer, rates, batch. "auto" is SGD for feature maps and AdamW for token sequences.
 
-    `lr=None` is 0.1 per 128 images of a batch for SGD and 1e-3 per 128 for AdamW. `ema_epochs` is the
-    averaging horizon of the exponential moving average of the weights, in epochs of at least 50 steps (0
-    switches it off); the average is what is evaluated, kept and deployed.
+    `lr=None` is 0.1 per 128 images of a batch for SGD and 1e-3 per 128 for AdamW, a tenth of that when
+    fine-tuning. `ema_epochs` is the horizon of the exponential moving average of the weights, in epochs of
+    at least 50 steps (0 switches it off); the average is what is evaluated, kept and deployed.
     """
 
     name: str = "auto"
@@ -113,11 +113,11 @@ class OptimConfig:
 class ExpansionConfig:
     """Progressive depth expansion: when to go deeper, when to stop, when to anneal.
 
-    `warmup_epochs` counts epochs (a fraction is allowed) in which all depths train in one shared
-    forward while the rate rises. `look_ahead` exits beyond the current one train with it. A depth is
+    `warmup_epochs` counts epochs (a fraction is allowed) in which all depths train in one shared forward
+    while the rate rises. `look_ahead` exits beyond the current one train with it. With a target, a depth is
     given up after `patience` looks without a gain of `min_gain`; the chosen depth then trains until
-    `settle_patience` looks bring no such gain, and the rate falls to zero over `cooldown` times the
-    epochs that trained it. A look is one evaluation on the selection split, at the end of an epoch, or of as
+    `settle_patience` looks bring no such gain, and the rate falls to zero over `cooldown` times the epochs
+    that trained it. A look is one evaluation on the selection split, at the end of an epoch, or of as
     many as make 50 optimizer steps on small data sets. `max_looks` and `max_train_macs` bound the whole
     search, cooldown included.
     """
@@ -149,8 +149,10 @@ class ChoiceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicConfig:
-    """The promise the fit tries to earn for dynamic halting: accuracy lower by at most `drop`,
-    with confidence 1 - `delta`, against the reference."""
+    """The promise that a fit tries to earn for dynamic halting.
+
+    Accuracy lower than the reference's by at most `drop`, with confidence 1 - `delta`.
+    """
 
     drop: float = 0.01
     delta: float = 0.05
@@ -158,7 +160,12 @@ class DynamicConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Everything a fit depends on; `config.json` of a run directory repeats it."""
+    """Everything a fit depends on; `config.json` of a run directory repeats it.
+
+    `regime`: "scratch" trains the backbone from the weights it comes with; "finetune" loads published weights
+    for a model given by name (or those of `model.checkpoint`), normalises images as they were, and trains
+    everything at a tenth of the rate.
+    """
 
     version: int = CONFIG_VERSION
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from odn_hybrid.backbone import evaluating
+from odn_hybrid.errors import ConfigError
 from odn_hybrid.exits import MultiExit
 
 __all__ = ["Costs", "Timing", "count_costs", "count_macs", "measure", "size_of"]
@@ -108,16 +110,15 @@ def _count(network: MultiExit, images: Tensor) -> Costs:
 
 @contextmanager
 def _still(network: MultiExit) -> Iterator[None]:
-    """Evaluation mode, nothing asking for gradients: torch's counter trips over views of parameters that do."""
-    training = network.training
+    """Evaluation mode and no gradients asked for: torch's counter trips over views of parameters that do."""
     asking = [p for p in network.parameters() if p.requires_grad]
-    network.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.train(training)
-        for parameter in asking:
-            parameter.requires_grad_(True)
+    with evaluating(network):
+        network.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_(True)
 
 
 def _sizes(network: MultiExit) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -157,9 +158,11 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """Median seconds."""
         return statistics.median(self.seconds)
 
     def quantile(self, q: float) -> float:
+        """Seconds below which a share `q` of the rounds lies."""
         return float(np.quantile(self.seconds, q))
 
 
@@ -168,8 +171,11 @@ def measure(
 ) -> dict[str, Timing]:
     """Time callables in turn (A B C, A B C, ...), so that all of them meet the same noise.
 
-    The device is synchronised around each call. The first entry is what ratios refer to.
+    The device is synchronised around each call. The first entry is what ratios refer to. Raises `ConfigError`
+    for fewer than one round.
     """
+    if rounds < 1:
+        raise ConfigError(f"rounds is {rounds!r}; measure 1 or more times")
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     taken: dict[str, list[float]] = {name: [] for name in things}
     for number in range(warmup + rounds):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odn_hybrid.config import ExitConfig
-from odn_hybrid.errors import ConfigError, ModelError
+from odn_hybrid.errors import ConfigError, InputError, ModelError
 from odn_hybrid.trunk import State, Trunk
 from odn_hybrid.trunk.layout import Layout
 
@@ -180,16 +180,20 @@ class MultiExit(nn.Module):
 
     def states(self, images: Tensor, upto: int | None = None) -> Iterator[tuple[int, State]]:
         """Walk the shared prefix: (exit, state) for exits 1 to `upto`, each unit run once."""
+        last = len(self) if upto is None else self.check_exit(upto)
         state = self.trunk.stem(images)
-        for number in range(1, (upto or len(self)) + 1):
+        for number in range(1, last + 1):
             state = self.trunk.run(state, state.depth, self.units[number - 1])
             yield number, state
 
     def classify(self, number: int, state: State) -> Tensor:
         """Logits (batch, classes) of exit `number` on a state at its depth."""
+        if state.depth != self.units[self.check_exit(number) - 1]:
+            raise InputError(f"exit {number} stands after {self.units[number - 1]} units, not {state.depth}")
         if number == len(self):
             return self.trunk.tail(state)
-        return self.heads[number - 1](state.x)  # type: ignore[no-any-return]
+        logits: Tensor = self.heads[number - 1](state.x)
+        return logits
 
     def forward(self, images: Tensor, upto: int | None = None) -> list[Tensor]:
         """Logits of exits 1 to `upto` (default: all), each (batch, classes), in one shared forward."""
@@ -197,8 +201,14 @@ class MultiExit(nn.Module):
 
     def at(self, images: Tensor, number: int) -> Tensor:
         """Logits (batch, classes) of one exit; only the units it needs are run."""
-        state = self.trunk.run(self.trunk.stem(images), 0, self.units[number - 1])
-        return self.classify(number, state)
+        depth = self.units[self.check_exit(number) - 1]
+        return self.classify(number, self.trunk.run(self.trunk.stem(images), 0, depth))
+
+    def check_exit(self, number: int) -> int:
+        """The number back if it is that of an exit; raises `ConfigError` otherwise."""
+        if not 1 <= number <= len(self):
+            raise ConfigError(f"there is no exit {number!r}; exits are numbered 1 to {len(self)}")
+        return number
 
     def exit_of(self, depth: int) -> int:
         """The exit that stands after `depth` units; raises `ModelError` naming the depths that exist."""

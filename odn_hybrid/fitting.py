@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
@@ -21,22 +20,25 @@ from odn_hybrid.backbone import (
     parse_name,
     spec_of,
 )
-from odn_hybrid.config import FitConfig, load_recipe, recipe_path, replace_fields, to_dict
-from odn_hybrid.cost import Costs, count_costs, size_of
+from odn_hybrid.config import FitConfig, from_dict, load_recipe, recipe_path, replace_fields, to_dict
+from odn_hybrid.cost import Costs, count_costs
 from odn_hybrid.data import Data, Preprocess, channel_stats, choose_preprocess, load_data
-from odn_hybrid.deploy.dynamic import evaluate_policy, make_dynamic
+from odn_hybrid.deploy.conclusion import conclude
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.exits import MultiExit
-from odn_hybrid.outputs import ExitRecord, record_outputs
+from odn_hybrid.outputs import record_outputs
 from odn_hybrid.run import Run, RunParts
-from odn_hybrid.rundir import SCHEMA, RunDir, environment
-from odn_hybrid.stopping import choose_depth, wilson
+from odn_hybrid.rundir import CONFIG, SCHEMA, RunDir, environment, read_json
+from odn_hybrid.training.device import accelerator_on
 from odn_hybrid.training.engine import Engine, Listener, own_randomness, train_macs_per_image
-from odn_hybrid.training.expansion import Expansion, Progress
+from odn_hybrid.training.expansion import Expansion
 from odn_hybrid.training.objectives import build_objective
 from odn_hybrid.trunk import Trunk
 
 __all__ = ["fit"]
+
+#: What a recipe says of data sets that were handed over as objects.
+OWN = "own"
 
 #: Keyword arguments of `fit` that are short for a recipe's field.
 SHORT = {
@@ -91,26 +93,36 @@ def fit(
         ... )  # doctest: +SKIP
         >>> small = run.truncate()  # doctest: +SKIP
     """
-    config, module = _recipe(model, data, config, {**_long(options), **(overrides or {})})
-    source = data if data is not None and not isinstance(data, (str, Path)) else config.data.source
-    rundir = None if out is None else RunDir.create(out, to_dict(config), resume=resume)
-    if resume and rundir is None:
+    changes = {**_long(options), **(overrides or {})}
+    if resume and out is None:
         raise ConfigError("resume needs the directory of the interrupted fit: pass out=DIRECTORY (--out)")
+    if resume and model is None and config is None:
+        config = _stored_recipe(Path(str(out)))
+    config, module = _recipe(model, data, config, changes)
+    backbone = module if module is None or inplace else copy.deepcopy(module)
+    rundir = None if out is None else RunDir.create(out, to_dict(config), resume=resume)
     if rundir is not None and rundir.finished:
-        return load_run(rundir.path)
+        rundir.clear_checkpoint()  # it was killed after its last word
+        with own_randomness(config.seed):
+            return load_run(rundir.path, backbone=backbone)
 
+    source = data if config.data.source == OWN else config.data.source
+    if source is None:
+        raise ConfigError("this recipe is of datasets handed over as objects: pass them again as data=")
     loaded = load_data(source, root=config.data.root, seed=config.seed)
     with own_randomness(config.seed):
-        accelerator = Accelerator(cpu=config.device == "cpu")
-        backbone, spec = _backbone(config, module, loaded, inplace)
+        accelerator = accelerator_on(config.device)
+        backbone, spec = _backbone(config, backbone, loaded)
         preprocess = _preprocess(config, backbone, loaded)
         network = MultiExit(Trunk(backbone, image_size=preprocess.size), config.exits)
         costs = count_costs(network)
+        engine = _engine(network, loaded, preprocess, config, costs, accelerator, rundir, listener)
+        described = _described(config, spec, loaded, preprocess)
         if rundir is not None:
-            rundir.begin(_described(config, spec, loaded, preprocess))
-        progress, history = _train(
-            network, loaded, preprocess, config, costs, accelerator, rundir, resume, listener
-        )
+            rundir.begin(described)  # the first thing written: whatever was asked for is known to work
+        if resume:
+            engine.resume()
+        progress = engine.run()
         records = {
             name: record_outputs(
                 network, loaded.splits[name], preprocess, upto=progress.current, workers=config.data.workers
@@ -118,17 +130,17 @@ def fit(
             for name in ("selection", "calibration", "certification", "test")
         }
     network.eval()
-    report, policy = _conclude(network, config, loaded, costs, progress, records)
+    report, policy = conclude(network, config, loaded, costs, progress, records)
     parts = RunParts(
         network=network,
         spec=spec,
         costs=costs,
-        config=_described(config, spec, loaded, preprocess),
+        config=described,
         report=report,
         policy=policy,
         records=records,
         preprocess=preprocess,
-        history=history,
+        history=engine.history,
     )
     if rundir is not None:
         write_run(rundir, parts)
@@ -172,29 +184,45 @@ def _recipe(
     if isinstance(data, (str, Path)):
         changes = {**changes, "data.source": str(data)}
     elif data is not None:
-        changes = {**changes, "data.source": "own"}
-    return replace_fields(config or FitConfig(), changes), module
+        changes = {**changes, "data.source": OWN}
+    return _changed(config or FitConfig(), changes), module
 
 
-def _backbone(
-    config: FitConfig, module: nn.Module | None, data: Data, inplace: bool
-) -> tuple[nn.Module, BackboneSpec]:
+def _stored_recipe(out: Path) -> FitConfig | None:
+    """The recipe of the run in `out`, so that resuming needs nothing but the directory; None without one."""
+    if not (out / CONFIG).is_file():
+        return None
+    return from_dict(FitConfig, read_json(out / CONFIG).get("recipe"))
+
+
+def _changed(config: FitConfig, changes: dict[str, Any]) -> FitConfig:
+    for name in changes:
+        place: Any = to_dict(config)
+        for parent in name.split(".")[:-1]:
+            place = place.get(parent)
+            if not isinstance(place, dict):
+                raise ConfigError(f"unknown field {name!r}: the recipe has no section {parent!r}")
+    return replace_fields(config, changes)
+
+
+def _backbone(config: FitConfig, module: nn.Module | None, data: Data) -> tuple[nn.Module, BackboneSpec]:
     if module is not None:
-        backbone = module if inplace else copy.deepcopy(module)
-        return backbone, spec_of(backbone, data.num_classes)
+        return module, spec_of(module, data.num_classes)
     if config.model.name is None:
         raise ConfigError("no model: pass a module, a model's name, or a recipe whose model.name is set")
     library, name = parse_name(config.model.name)
     grey = data.image_shape is not None and data.image_shape[2] == 1 and library == "timm"
+    tuned = config.regime == "finetune"
+    published = config.model.pretrained or (tuned and config.model.checkpoint is None)
     spec = BackboneSpec(
         library=library,
         name=name,
         args=dict(config.model.args),
         stem=config.model.stem,
         num_classes=data.num_classes,
-        in_chans=1 if grey and not config.model.pretrained else 3,
+        in_chans=1 if grey and not (published or tuned) else 3,
     )
-    backbone = build_backbone(spec, pretrained=config.model.pretrained)
+    backbone = build_backbone(spec, pretrained=published)
     if config.model.checkpoint is not None:
         load_checkpoint(backbone, config.model.checkpoint)
     return backbone, spec
@@ -224,10 +252,10 @@ def _described(config: FitConfig, spec: BackboneSpec, data: Data, preprocess: Pr
     }
 
 
-# --- training and what follows from it --------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------
 
 
-def _train(
+def _engine(
     network: MultiExit,
     data: Data,
     preprocess: Preprocess,
@@ -235,9 +263,8 @@ def _train(
     costs: Costs,
     accelerator: Accelerator,
     rundir: RunDir | None,
-    resume: bool,
     listener: Listener | None,
-) -> tuple[Progress, list[dict[str, Any]]]:
+) -> Engine:
     if network.trunk.num_classes != data.num_classes:
         raise ModelError(
             f"the model has {network.trunk.num_classes} classes, the data {data.num_classes}; build it with "
@@ -253,7 +280,7 @@ def _train(
         epoch_macs=[train_macs_per_image(costs, m) * len(train) for m in range(1, len(network) + 1)],
         plain=config.objective.name == "cross_entropy",
     )
-    engine = Engine(
+    return Engine(
         network,
         build_objective(config.objective.name, len(network), **config.objective.args),
         rules,
@@ -266,153 +293,3 @@ def _train(
         rundir=rundir,
         listener=listener,
     )
-    if resume:
-        engine.resume()
-    return engine.run(), engine.history
-
-
-def _conclude(
-    network: MultiExit,
-    config: FitConfig,
-    data: Data,
-    costs: Costs,
-    progress: Progress,
-    records: dict[str, ExitRecord],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The report and the policy, from the recorded outputs. Test is used for figures only."""
-    reference = progress.current
-    plain = config.objective.name == "cross_entropy"
-    trained = [k == reference if plain else k <= reference for k in range(1, len(network) + 1)]
-    static = _choose(config, records["selection"], reference, trained)
-    dynamic, policy = _dynamic(network, config, costs, reference, trained, records)
-    report = {
-        "schema": SCHEMA,
-        "model": config.model.name or type(network.backbone).__name__,
-        "data": data.describe(),
-        "reference": {
-            "exit": reference,
-            "units": network.units[reference - 1],
-            "full": reference == len(network),
-        },
-        "exits": [_exit_row(k, network, costs, trained[k - 1], records) for k in range(1, len(network) + 1)],
-        "static": {**static, "units": network.units[static["exit"] - 1]},
-        "dynamic": dynamic,
-        "comparison": None,
-        "search": {
-            "epochs": progress.epoch,
-            "train_macs": progress.train_macs,
-            "seconds": round(progress.seconds, 3),
-            "by_depth": progress.by_depth,
-            "stopped_by": progress.stopped_by or "rule",
-        },
-        "environment": environment(),
-    }
-    return report, policy
-
-
-def _choose(config: FitConfig, selection: ExitRecord, reference: int, trained: list[bool]) -> dict[str, Any]:
-    """The static depth, from the selection split only."""
-    right = selection.correct
-    choice = config.choice
-    if choice.target_accuracy is not None:
-        goal = choice.target_accuracy - choice.tolerance
-        accuracies = right.mean(0)
-        reached = [k for k in range(1, reference + 1) if trained[k - 1] and accuracies[k - 1] >= goal]
-        if reached:
-            found = accuracies[reached[0] - 1]
-            reason = (
-                f"the shallowest exit with at least {goal:.2%} on the selection split "
-                f"(target {choice.target_accuracy:.2%} less {choice.tolerance:.2%}): it has {found:.2%}"
-            )
-            return {"exit": reached[0], "reason": reason, "rule": "target", "reached": True}
-        reason = (
-            f"no exit reached {goal:.2%} on the selection split; the deepest trained one, "
-            f"{accuracies[reference - 1]:.2%}, is kept"
-        )
-        return {"exit": reference, "reason": reason, "rule": "target", "reached": False}
-    found = choose_depth(
-        right,
-        reference=reference,
-        trained=np.array(trained),
-        tolerance=choice.tolerance,
-        delta=choice.delta,
-        look=1,
-    )
-    return {"exit": int(found.exit), "reason": found.reason, "rule": "non-inferior", "reached": True}
-
-
-def _dynamic(
-    network: MultiExit,
-    config: FitConfig,
-    costs: Costs,
-    reference: int,
-    trained: list[bool],
-    records: dict[str, ExitRecord],
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    if reference == 1 or not all(trained[:reference]):
-        why = "one exit only" if reference == 1 else "the objective trains one exit only"
-        return None, {"schema": SCHEMA, "policy": None, "reason": f"no dynamic halting: {why}", "ledger": []}
-    drop, delta = config.dynamic.drop, config.dynamic.delta
-    made = make_dynamic(
-        network,
-        reference=reference,
-        calibration=records["calibration"],
-        certification=records["certification"],
-        drop=drop,
-        delta=delta,
-        ledger=[],
-    )
-    tested = evaluate_policy(made.policy, records["test"], costs.cumulative)
-    taken = tested["taken"]
-    dynamic = {
-        "policy": made.policy.to_dict(),
-        "accuracy": {"selection": None, "test": _accuracy(tested["correct"], tested["n"])},
-        "mean_macs": tested["mean_macs"],
-        **_size_upto(network, costs, reference),
-        "mean_units": float(np.asarray(network.units)[taken - 1].mean()),
-        "halting": tested["halting"],
-        "certificate": made.certificate if made.certificate["certified"] else None,
-        "refusal": None if made.certificate["certified"] else made.certificate["statement"],
-    }
-    policy = {
-        "schema": SCHEMA,
-        "policy": made.policy.to_dict(),
-        "continuation_values": None,
-        "certificate": made.certificate,
-        "reference": reference,
-        "ledger": made.ledger,
-    }
-    return dynamic, policy
-
-
-def _size_upto(network: MultiExit, costs: Costs, reference: int) -> dict[str, int]:
-    """Parameters and bytes of a dynamic model: the reference's static model and every head before it."""
-    params, size = costs.params[reference - 1], costs.bytes[reference - 1]
-    more, extra = size_of(list(network.heads[: reference - 1]))
-    return {"params": params + more, "bytes": size + extra}
-
-
-def _exit_row(
-    k: int, network: MultiExit, costs: Costs, trained: bool, records: dict[str, ExitRecord]
-) -> dict[str, Any]:
-    def accuracy(name: str) -> dict[str, Any] | None:
-        if not trained:
-            return None  # and not even recorded, where it is deeper than the reference
-        right = records[name].correct[:, k - 1]
-        return _accuracy(int(right.sum()), len(right))
-
-    return {
-        "exit": k,
-        "units": network.units[k - 1],
-        "trained": trained,
-        "macs_static": costs.static(k),
-        "macs_dynamic": costs.dynamic(k),
-        "params": costs.params[k - 1],
-        "bytes": costs.bytes[k - 1],
-        "accuracy": {"selection": accuracy("selection"), "test": accuracy("test")},
-    }
-
-
-def _accuracy(correct: int, n: int) -> dict[str, Any]:
-    low, high = wilson(correct, n)
-    return {"value": correct / n, "n": n, "low": float(low), "high": float(high)}

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from odn_hybrid.backbone import evaluating
 from odn_hybrid.data import Preprocess, Split, make_loader
 from odn_hybrid.exits import MultiExit
 
@@ -59,14 +60,14 @@ def record_outputs(
     """Run exits 1..`upto` (default: all) over a split in evaluation mode and fp32."""
     device = next(network.parameters()).device
     maps = network.trunk.layout(1).kind == "NCHW"
-    training = network.training
-    network.eval()
     logits, labels = [], []
-    for images, targets, _ in make_loader(split, preprocess, batch_size=EVALUATION_BATCH, workers=workers):
-        if maps:
-            images = images.contiguous(memory_format=torch.channels_last)
-        found = network(images.to(device), upto)
-        logits.append(torch.stack([z.float() for z in found], dim=1).cpu())
-        labels.append(targets)
-    network.train(training)
+    with evaluating(network):
+        for images, targets, _ in make_loader(
+            split, preprocess, batch_size=EVALUATION_BATCH, workers=workers
+        ):
+            if maps:
+                images = images.contiguous(memory_format=torch.channels_last)
+            found = network(images.to(device), upto)
+            logits.append(torch.stack([z.float() for z in found], dim=1).cpu())
+            labels.append(targets)
     return ExitRecord(torch.cat(logits).numpy(), torch.cat(labels).numpy().astype(np.int64), split.digest)

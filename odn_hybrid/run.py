@@ -14,12 +14,12 @@ from odn_hybrid.cost import Costs
 from odn_hybrid.data import Data, Preprocess, load_data
 from odn_hybrid.deploy.choice import choose_exit
 from odn_hybrid.deploy.comparison import IMAGES_PER_ROUND, compare_models, first_images
-from odn_hybrid.deploy.dynamic import make_dynamic
+from odn_hybrid.deploy.dynamic import make_dynamic, uncertified_policy
 from odn_hybrid.deploy.halting import HaltingModel
 from odn_hybrid.deploy.truncate import truncate
 from odn_hybrid.errors import CertificateError, ConfigError, DataError
 from odn_hybrid.exits import MultiExit
-from odn_hybrid.outputs import ExitRecord
+from odn_hybrid.outputs import ExitRecord, record_outputs
 from odn_hybrid.rundir import RunDir
 from odn_hybrid.stopping import ConfidencePolicy
 
@@ -59,14 +59,17 @@ class Run:
 
     @property
     def exits_(self) -> list[dict[str, Any]]:
+        """One row per exit; see the class."""
         return list(self.parts.report["exits"])
 
     @property
     def depth_(self) -> dict[str, Any]:
+        """The static choice; see the class."""
         return dict(self.parts.report["static"])
 
     @property
     def report_(self) -> dict[str, Any]:
+        """The whole of `report.json`."""
         return self.parts.report
 
     @property
@@ -76,6 +79,7 @@ class Run:
 
     @property
     def transform(self) -> Preprocess:
+        """Images as files hold them -> what the models take."""
         return self.parts.preprocess
 
     @property
@@ -138,12 +142,13 @@ class Run:
     ) -> HaltingModel:
         """A model that halts each input at its own exit.
 
-        The promise: its accuracy is lower than the reference's by at most `drop`, with confidence 1 - `delta`,
+        Promised: an accuracy lower than the reference's by at most `drop`, with confidence 1 - `delta`,
         for images exchangeable with the certification split. Defaults: the recipe's.
 
         Raises:
             CertificateError: the promise cannot be given; the message says what it would need. With
-                `certify=False` the same model comes without a promise.
+                `certify=False` there is no promise, and the threshold is the loosest that loses at most
+                `drop` on the calibration split.
         """
         recipe = self.parts.config["recipe"]["dynamic"]
         drop = recipe["drop"] if drop is None else drop
@@ -152,20 +157,24 @@ class Run:
             raise ConfigError(f"drop is {drop!r} and delta {delta!r}: they must be in [0, 1) and (0, 1)")
         if self.parts.policy["policy"] is None:
             raise CertificateError(self.parts.policy["reason"])
-        made = make_dynamic(
-            self.network,
-            reference=self.parts.policy["reference"],
-            calibration=self.parts.records["calibration"],
-            certification=self.parts.records["certification"] if certify else None,
-            drop=drop,
-            delta=delta,
-            ledger=self.parts.policy["ledger"],
-        )
+        reference, certificate = self.parts.policy["reference"], None
         if certify:
+            made = make_dynamic(
+                self.network,
+                reference=reference,
+                calibration=self._record("calibration"),
+                certification=self._record("certification"),
+                drop=drop,
+                delta=delta,
+                ledger=self._ledger(),
+            )
             self._remember(made.ledger)
             if not made.certificate["certified"]:
                 raise CertificateError(made.certificate["statement"])
-        model = HaltingModel(self.network.copy(), made.policy, gather=gather, certificate=made.certificate)
+            policy, certificate = made.policy, made.certificate
+        else:
+            policy = uncertified_policy(self._record("calibration"), reference, drop, delta)
+        model = HaltingModel(self.network.copy(), policy, gather=gather, certificate=certificate)
         model.__dict__["transform"] = self.transform
         return model
 
@@ -202,14 +211,28 @@ class Run:
                 "this run was fitted on datasets handed over as objects: pass them again as data="
             )
         self.data = load_data(source, root=recipe["data"]["root"], seed=recipe["seed"])
-        known = self.parts.config["data"]["digests"]["test"]
+        known = self.parts.config["data"]["splits"]["test"]["digest"]
         if self.data.splits["test"].digest != known:
             raise DataError("this is not the data of the fit: the test split has another digest")
         return self.data
 
+    def _record(self, name: str) -> ExitRecord:
+        """Recorded outputs on a split; made again where they were too large to keep with the run."""
+        if name not in self.parts.records:
+            split, reference = self._data().splits[name], self.parts.policy["reference"]
+            self.parts.records[name] = record_outputs(self.network, split, self.transform, upto=reference)
+        return self.parts.records[name]
+
+    def _ledger(self) -> list[dict[str, Any]]:
+        """Earlier attempts on the certification split, those of other handles of this directory included."""
+        known = self.parts.policy["ledger"]
+        if self.path is not None:
+            known = RunDir.open(self.path).read_json("policy.json")["ledger"]
+        return list(known)
+
     def _remember(self, ledger: list[dict[str, Any]]) -> None:
         """Every attempt on the certification split counts, also those made after the fit."""
-        if len(ledger) == len(self.parts.policy["ledger"]):
+        if ledger == self._ledger():
             return
         self.parts.policy = {**self.parts.policy, "ledger": ledger}
         if self.path is not None:

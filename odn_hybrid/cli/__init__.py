@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from odn_hybrid.errors import ConfigError, OdnError
 
 __all__ = ["main"]
 
+#: Key of what to say after Ctrl-C, in the context's notes.
+ON_INTERRUPT = "odn.on_interrupt"
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -25,29 +28,45 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 (failed) or 2 (bad arguments)."""
     try:
         cli.main(args=argv, prog_name="odn", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        return 0
     except click.ClickException as error:
         _complain(error.format_message())
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted; a fit with --out goes on from its last look with --resume")
+    except (click.Abort, _Interrupted) as error:
+        _complain(str(error) or "interrupted")
         return 1
     except OdnError as error:
         _complain(str(error))
         return error.exit_status
-    except BrokenPipeError:
-        # The reader (head, less) has gone; keep the interpreter from complaining when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # the library's own are StorageErrors; this is standard output
+        _complain(f"cannot write the output: {error.strerror or error}")
+        _silence()
         return 1
-    return 0
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, where click would print an empty line of its own first."""
+
+
+class _Verbs(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted(ctx.meta.get(ON_INTERRUPT, "")) from None
+
+
+def _silence() -> None:
+    """Standard output is broken: keep the interpreter from failing again when it flushes at the end."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> None:
     click.echo(f"odn: {' '.join(message.split())}", err=True)
 
 
-@click.group(context_settings=HELP, epilog="Example: odn fit")
+@click.group(cls=_Verbs, context_settings=HELP, epilog="Example: odn fit")
 @click.version_option(__version__, prog_name="odn")
 def cli() -> None:
     """Right-size the depth of timm ResNets and Transformers, statically and dynamically."""
@@ -87,10 +106,12 @@ def fit(
 
     Without MODEL: the quickstart recipe on the embedded data set.
     """
-    from odn_hybrid.fitting import fit as fit_network
     from odn_hybrid.cli.progress import watching
+    from odn_hybrid.fitting import fit as fit_network
 
     out = out or Path("runs") / Path(model or "quickstart").stem
+    meta = click.get_current_context().meta
+    meta[ON_INTERRUPT] = f"interrupted; go on with odn fit --resume --out {out}"
     with watching(Console(stderr=True)) as listener:
         run = fit_network(
             model, data, out=out, resume=resume, listener=listener, overrides=_settings(settings), **options
@@ -143,7 +164,7 @@ def truncate(run: Path, out: Path, as_json: bool, **wishes: Any) -> None:
     plan = model.__dict__["_odn_plan"]
     row = next(row for row in loaded.exits_ if row["exit"] == plan.exit)
     if as_json:
-        click.echo(json.dumps({"path": str(out), **row}, indent=2))
+        _print_json({"path": str(out), **row})
     else:
         size = (
             f"{row['params']:,} parameters, {row['bytes'] / 1e6:.2f} MB, {row['macs_static'] / 1e6:.1f} MMACs"
@@ -171,14 +192,20 @@ def compare(run: Path, batch: str, data: str | None, device: str, as_json: bool)
     loaded.to(device)
     found = loaded.compare(batch_sizes=sizes, data=data)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        _print_json(found)
     else:
         _show_comparison(loaded.report_)
 
 
+def _print_json(data: dict[str, Any]) -> None:
+    from odn_hybrid.rundir.files import to_plain
+
+    click.echo(json.dumps(to_plain(data), indent=2, allow_nan=False))
+
+
 def _show_report(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(report, indent=2))
+        _print_json(report)
         return
     from odn_hybrid.report import exits_table, explain
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
 
+from odn_hybrid.backbone import evaluating
 from odn_hybrid.cost import Costs, measure
 from odn_hybrid.errors import BudgetError, ConfigError
 from odn_hybrid.exits import MultiExit
@@ -33,14 +36,17 @@ def choose_exit(
         "max_bytes": max_bytes,
         "max_latency_ms": max_latency_ms,
     }
-    asked = {name: value for name, value in wishes.items() if value is not None}
+    asked: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
     if len(asked) > 1:
         raise ConfigError(f"ask for one thing at a time, not {' and '.join(asked)}")
     if depth is not None:
         return network.exit_of(depth)
     if not asked:
         return chosen
-    ((name, limit),) = asked.items()
+    ((name, wish),) = asked.items()
+    if isinstance(wish, bool) or not isinstance(wish, Real) or not float(wish) > 0:
+        raise ConfigError(f"{name} is {wish!r}; it must be a number above 0")
+    limit = float(wish)
     used = _used(name, network, costs, rows)
     fitting = [row for row in rows if row["trained"] and used[row["exit"]] <= limit]
     if not fitting:
@@ -48,7 +54,8 @@ def choose_exit(
         raise BudgetError(
             f"no trained exit has {name} <= {limit:g}; the least is {least[0]:g} at exit {least[1]}"
         )
-    return max(fitting, key=lambda row: (row["accuracy"]["selection"]["value"], -row["exit"]))["exit"]  # type: ignore[no-any-return]
+    best = max(fitting, key=lambda row: (row["accuracy"]["selection"]["value"], -row["exit"]))
+    return int(best["exit"])
 
 
 def _used(name: str, network: MultiExit, costs: Costs, rows: list[dict[str, Any]]) -> dict[int, float]:
@@ -63,9 +70,6 @@ def _latencies(network: MultiExit, exits: list[int]) -> dict[int, float]:
     """Milliseconds of each exit at batch 1, measured side by side."""
     like = next(network.parameters())
     images = torch.zeros(1, *network.trunk.image_shape, device=like.device, dtype=like.dtype)
-    network.eval()
-    timings = measure(
-        {str(k): (lambda k=k: network.at(images, k)) for k in exits},  # type: ignore[misc]
-        device=like.device.type,
-    )
+    with evaluating(network):
+        timings = measure({str(k): partial(network.at, images, k) for k in exits}, device=like.device.type)
     return {k: 1000 * timings[str(k)].median for k in exits}

@@ -19,7 +19,7 @@ from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord
 from odn_hybrid.stopping import ConfidencePolicy, certify_paired, choose_threshold, look_level
 
-__all__ = ["DynamicResult", "evaluate_policy", "make_dynamic", "weights_digest"]
+__all__ = ["DynamicResult", "evaluate_policy", "make_dynamic", "uncertified_policy", "weights_digest"]
 
 #: What a certificate speaks of besides data, model and policy: this runtime in this precision.
 RUNTIME = "eager fp32"
@@ -39,7 +39,7 @@ def make_dynamic(
     *,
     reference: int,
     calibration: ExitRecord,
-    certification: ExitRecord | None,
+    certification: ExitRecord,
     drop: float,
     delta: float,
     ledger: list[dict[str, Any]],
@@ -49,50 +49,50 @@ def make_dynamic(
     Args:
         network: its weights' digest enters the certificate.
         reference: exit 1..K that `drop` is measured against; deeper exits are not used.
-        certification: None: choose a policy without trying to certify it.
         drop, delta: the promise: accuracy lower by at most `drop` with confidence 1 - `delta`.
         ledger: earlier attempts on this certification split.
     """
     seen = calibration.upto(reference)
-    chosen = choose_threshold(
-        seen.logits,
-        seen.labels,
-        drop=drop,
-        delta=delta,
-        n_certification=None if certification is None else len(certification.labels),
-        power=None if certification is None else 0.8,
-    )
-    policy = chosen.policy
-    if certification is None:
-        return DynamicResult(
-            policy, {"certified": False, "statement": "no certificate was asked for"}, ledger
-        )
-    identity = {
+    promise = {
         "drop": drop,
         "delta": delta,
         "reference": reference,
-        "policy": _digest(policy.to_dict()),
         "model": weights_digest(network),
         "data": certification.digest,
         "outputs": certification.outputs_digest,
         "runtime": RUNTIME,
     }
     for entry in ledger:  # the same promise again is not a new look at the data
-        if entry["identity"] == identity:
-            return DynamicResult(policy, entry["certificate"], ledger)
-    level = look_level(delta, len(ledger) + 1)
+        if entry["promise"] == promise:
+            return DynamicResult(ConfidencePolicy.from_dict(entry["policy"]), entry["certificate"], ledger)
+    attempt = len(ledger) + 1
+    level = look_level(delta, attempt)
+    size = len(certification.labels)
+    policy = choose_threshold(seen.logits, seen.labels, drop=drop, delta=level, n_certification=size).policy
     held = certification.upto(reference)
-    taken = policy.halt(held.logits)
-    right = held.correct
+    taken, right = policy.halt(held.logits), held.correct
     certificate = certify_paired(
         right[:, reference - 1],
-        right[np.arange(len(taken)), taken - 1],
+        right[np.arange(size), taken - 1],
         drop=drop,
         delta=level,
         reference=f"exit {reference}",
     )
-    entry = {**certificate.to_dict(), "attempt": len(ledger) + 1, "digests": identity}
-    return DynamicResult(policy, entry, [*ledger, {"identity": identity, "certificate": entry}])
+    digests = {
+        **{k: promise[k] for k in ("model", "data", "outputs", "runtime")},
+        "policy": _digest(policy.to_dict()),
+    }
+    found = {**certificate.to_dict(), "asked_delta": delta, "attempt": attempt, "digests": digests}
+    entry = {"promise": promise, "policy": policy.to_dict(), "certificate": found}
+    return DynamicResult(policy, found, [*ledger, entry])
+
+
+def uncertified_policy(
+    calibration: ExitRecord, reference: int, drop: float, delta: float
+) -> ConfidencePolicy:
+    """The loosest threshold that loses at most `drop` on the calibration split; no promise."""
+    seen = calibration.upto(reference)
+    return choose_threshold(seen.logits, seen.labels, drop=drop, delta=delta, power=None).policy
 
 
 def evaluate_policy(policy: ConfidencePolicy, record: ExitRecord, costs: tuple[int, ...]) -> dict[str, Any]:

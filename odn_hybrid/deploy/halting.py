@@ -91,14 +91,14 @@ class HaltingModel(nn.Module):
         for number in range(1, self.last + 1):
             state = trunk.run(state, state.depth, network.units[number - 1])
             answers = network.classify(number, state).float()
-            score = (answers / float(self.policy.temperatures[number - 1])).softmax(1).amax(1)
+            score = self._confidence(answers, number)
             halts = (
                 waiting
                 if number == self.last
                 else waiting & (score >= float(self.policy.thresholds[number - 1]))
             )
             done = rows[halts]
-            logits[done], confidence[done], taken[done] = answers[halts], score[halts], number
+            logits[done], confidence[done], taken[done] = answers[halts], score[halts].float(), number
             waiting = waiting & ~halts
             left = int(waiting.sum())  # the one device-to-host copy of this segment
             if not left:
@@ -108,12 +108,19 @@ class HaltingModel(nn.Module):
             ):
                 state, rows = state.select(waiting), rows[waiting]
                 waiting = torch.ones(left, dtype=torch.bool, device=device)
-        certified = (
-            bool(self.certificate and self.certificate.get("certified")) and images.dtype == torch.float32
-        )
-        return HaltingOutput(
-            logits, taken, self.units[taken - 1], confidence, certified and not _autocast(device)
-        )
+        return HaltingOutput(logits, taken, self.units[taken - 1], confidence, self._certified(images))
+
+    def _confidence(self, answers: Tensor, number: int) -> Tensor:
+        # In float64, as the policy was chosen: float32 cannot tell 1 - 1e-9 from 1, where confident networks
+        # live, and would halt other inputs than the certificate speaks of. Some devices have float32 only.
+        exact = answers if answers.device.type == "mps" else answers.double()
+        return (exact / float(self.policy.temperatures[number - 1])).softmax(1).amax(1)
+
+    def _certified(self, images: Tensor) -> bool:
+        """The promise was earned in evaluation mode and fp32; it speaks of nothing else."""
+        promised = self.certificate is not None and self.certificate.get("certified") is True
+        usual = images.dtype == torch.float32 and not any(m.training for m in self.network.modules())
+        return promised and usual and not torch.is_autocast_enabled(images.device.type)
 
     def _check_input(self, images: Tensor) -> None:
         like = next(self.network.parameters())
@@ -132,7 +139,3 @@ class HaltingModel(nn.Module):
             )
         if not bool(torch.isfinite(images).all()):
             raise InputError("images hold NaN or infinite values")
-
-
-def _autocast(device: torch.device) -> bool:
-    return bool(torch.is_autocast_enabled(device.type))

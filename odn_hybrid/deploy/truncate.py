@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odn_hybrid.backbone import BackboneSpec, build_backbone, spec_of
+from odn_hybrid.backbone import BackboneSpec, build_backbone, evaluating, spec_of
 from odn_hybrid.errors import ModelError
 from odn_hybrid.exits import MultiExit, build_head
+from odn_hybrid.trunk.interrupting import forget_stops, stop_at
 from odn_hybrid.trunk.layout import Layout
-from odn_hybrid.trunk.trunk import stop_at
 
 __all__ = ["CutPlan", "build_cut", "plan_of", "truncate"]
 
@@ -55,6 +55,7 @@ class CutPlan:
     image_shape: tuple[int, int, int]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data."""
         return asdict(self)
 
     @classmethod
@@ -110,7 +111,7 @@ class _CutStopped:
 def plan_of(network: MultiExit, exit: int, spec: BackboneSpec | None = None) -> CutPlan:
     """The plan that cuts `network` at exit 1..K."""
     trunk = network.trunk
-    depth = network.units[exit - 1]
+    depth = network.units[network.check_exit(exit) - 1]
     whole = exit == len(network)
     timms = trunk.split.post is not None
     if not whole and not timms and trunk.split.extras != "none":
@@ -145,7 +146,6 @@ def truncate(network: MultiExit, exit: int, spec: BackboneSpec | None = None) ->
     plan = plan_of(network, exit, spec)
     head = None if plan.head is None else copy.deepcopy(network.heads[exit - 1])
     model = _cut(copy.deepcopy(network.backbone), plan, head)
-    model.train(network.training)
     _check(network, exit, model)
     return model
 
@@ -155,15 +155,17 @@ def build_cut(plan: CutPlan, backbone: nn.Module | None = None) -> nn.Module:
     model = backbone if backbone is not None else build_backbone(plan.spec)
     if plan.head is None:
         return _cut(model, plan, None)
-    assert plan.layout is not None
+    if plan.layout is None:
+        raise ModelError("the description of the saved model is damaged: its head has no layout")
     head = build_head(plan.head, plan.layout, plan.num_classes, **plan.head_args)
     try:
         return _cut(model, plan, head)
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         raise ModelError(f"{type(model).__name__} is not the architecture that was saved: {error}") from None
 
 
 def _cut(model: nn.Module, plan: CutPlan, head: nn.Module | None) -> nn.Module:
+    forget_stops(model)
     model.__dict__["_odn_plan"] = plan
     if head is None:
         return model
@@ -171,7 +173,7 @@ def _cut(model: nn.Module, plan: CutPlan, head: nn.Module | None) -> nn.Module:
         parent, _, leaf = name.rpartition(".")
         del model.get_submodule(parent)._modules[leaf]
     for name in plan.silence:
-        model.set_submodule(name, nn.Identity())
+        model.set_submodule(name, nn.Identity().train(model.training))
     _put(model, plan.classifier, head)
     mixin: type = _CutHead if not plan.units else (_CutForward if plan.stem else _CutStopped)
     kind = type(model)
@@ -186,7 +188,7 @@ def _put(model: nn.Module, name: str, head: nn.Module) -> None:
     for part in path:
         child = parent._modules.get(part)
         if child is None or isinstance(child, nn.Identity):
-            child = nn.Module()
+            child = nn.Module().train(model.training)
             parent._modules[part] = child
         parent = child
     parent._modules[leaf] = head
@@ -194,15 +196,11 @@ def _put(model: nn.Module, name: str, head: nn.Module) -> None:
 
 @torch.no_grad()
 def _check(network: MultiExit, exit: int, model: nn.Module) -> None:
-    training = network.training
-    network.eval()
-    model.eval()
     like = next(network.parameters())
     images = torch.rand(2, *network.trunk.image_shape, generator=torch.Generator().manual_seed(0))
     images = images.to(device=like.device, dtype=like.dtype)
-    wanted, got = network.at(images, exit), model(images)
-    network.train(training)
-    model.train(training)
+    with evaluating(network), evaluating(model):
+        wanted, got = network.at(images, exit), model(images)
     allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
     if like.dtype == torch.float32 and not bool((wanted - got).abs().max() <= allowed):
         raise ModelError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from odn_hybrid.config import FitConfig, OptimConfig
+from odn_hybrid.config import FitConfig
 from odn_hybrid.cost import Costs
 from odn_hybrid.data import Preprocess, Split, make_loader
 from odn_hybrid.errors import ConfigError, TrainingError
@@ -90,7 +91,7 @@ class Engine:
         if self.maps:
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = objective.to(self.device)
-        self.optimizer, self.base_rates = _optimizer(self.network, self.objective, config.optim, self.maps)
+        self.optimizer, self.base_rates = _optimizer(self.network, self.objective, config, self.maps)
         self.ema = self._average()
         self.progress = rules.first()
         self.history: list[dict[str, Any]] = []
@@ -124,19 +125,21 @@ class Engine:
         before, started = self.progress, time.monotonic()
         torch.manual_seed(self.config.seed * 1_000_003 + before.epoch)
         share = self.rules.share(before)
-        loss = self._train(before, share)
-        done = self.rules.count(before, share, time.monotonic() - started)
-        accuracies: list[float] | None = None
+        loss, images = self._train(before, share)
         active = self.rules.active(before)
+        macs = before.train_macs + train_macs_per_image(self.costs, active) * images
+        done = self.rules.count(before, share, time.monotonic() - started)
+        done = replace(done, train_macs=macs)  # of the images really seen: a last short batch is left out
+        accuracies: list[float] | None = None
         if self.rules.looks(done):
             accuracies = self._look(active)
             self.progress = self.rules.observe(done, accuracies)
         else:
             self.progress = done
-        self._note(before, done, active, loss, accuracies)
+        self._note(before, done, active, images, loss, accuracies)
 
-    def _train(self, progress: Progress, share: float) -> float:
-        """One epoch, or its first part; returns the mean loss."""
+    def _train(self, progress: Progress, share: float) -> tuple[float, int]:
+        """One epoch, or its first part; returns the mean loss and the number of images seen."""
         active = self.rules.active(progress)
         loader = self.accelerator.prepare_data_loader(
             make_loader(
@@ -153,19 +156,20 @@ class Engine:
         )
         steps = max(1, round(share * len(loader)))
         self.network.train()
-        total = torch.zeros((), device=self.device)
+        total, seen = torch.zeros((), device=self.device), 0
         for step, (images, labels, _) in enumerate(loader):
             if step >= steps:
                 break
             self._set_rate(self.rules.rate(progress, (step + 1) / len(loader)))
             total += self._step(images, labels, active)
+            seen += len(labels)
         mean = float(total) / steps
         if mean != mean or mean in (float("inf"), float("-inf")):
             raise TrainingError(
                 f"the loss is {mean} in epoch {progress.epoch + 1}: training has diverged; "
                 f"use a lower learning rate than {self.base_rates[0]:g} (optim.lr)"
             )
-        return mean
+        return mean, seen
 
     def _step(self, images: Tensor, labels: Tensor, active: int) -> Tensor:
         if self.maps:
@@ -173,6 +177,11 @@ class Engine:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network(images, active)
         loss = self.objective(ExitOutputs(logits, labels, self._cost_shares[:active]))
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.requires_grad:
+            raise TrainingError(
+                f"objective {self.config.objective.name!r} gave {_kind(loss)}; it must return one number, a "
+                "0-dimensional tensor computed from the logits"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         if self.config.optim.clip_grad is not None:
@@ -193,13 +202,20 @@ class Engine:
     # --- records and checkpoints ------------------------------------------------------------------
 
     def _note(
-        self, before: Progress, done: Progress, active: int, loss: float, accuracies: list[float] | None
+        self,
+        before: Progress,
+        done: Progress,
+        active: int,
+        images: int,
+        loss: float,
+        accuracies: list[float] | None,
     ) -> None:
         row = {
             "epoch": done.epoch,
             "phase": before.phase,
             "current": before.current,
             "active": active,
+            "images": images,
             "loss": loss,
             "lr": self.optimizer.param_groups[0]["lr"],
             "selection": accuracies,
@@ -251,14 +267,24 @@ class Engine:
         return True
 
 
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}" + (
+            "" if value.requires_grad else " without gradient"
+        )
+    return f"a {type(value).__name__}"
+
+
 def _optimizer(
-    network: MultiExit, objective: nn.Module, config: OptimConfig, maps: bool
+    network: MultiExit, objective: nn.Module, recipe: FitConfig, maps: bool
 ) -> tuple[torch.optim.Optimizer, list[float]]:
+    config = recipe.optim
     name = config.name if config.name != "auto" else ("sgd" if maps else "adamw")
     sgd = name in ("sgd", "nesterov", "momentum")
-    rate = config.lr if config.lr is not None else (0.1 if sgd else 1e-3) * config.batch_size / 128
+    scale = config.batch_size / 128 * (0.1 if recipe.regime == "finetune" else 1.0)
+    rate = config.lr if config.lr is not None else (0.1 if sgd else 1e-3) * scale
     decay = config.weight_decay if config.weight_decay is not None else (5e-4 if sgd else 0.05)
-    extra = {"momentum": config.momentum} if sgd else {}
+    extra: dict[str, Any] = {"momentum": config.momentum} if sgd else {}
     try:
         optimizer = create_optimizer_v2(network, opt=name, lr=rate, weight_decay=decay, **extra)
     except (ValueError, AssertionError, TypeError) as error:

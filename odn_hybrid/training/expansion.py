@@ -5,7 +5,8 @@ tested on made-up curves. The phases:
 
 - **warmup**: all depths train in one shared forward while the learning rate rises;
 - **expand**: exits up to the current one and a look-ahead train together; what was learnt is kept. With a
-  target, a depth is left when it stops gaining; without one, as soon as the look-ahead is better;
+  target, a depth is left after `patience` looks without a gain; without one, as soon as the look-ahead is
+  better or a look brings no gain;
 - **settle**: the chosen depth (with a target) or the whole network (without) trains until it stops gaining;
 - **cooldown**: the rate falls to zero over a share of the epochs that trained the depth in question.
 """
@@ -51,6 +52,7 @@ class Progress:
     stopped_by: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data."""
         return asdict(self)
 
 
@@ -170,7 +172,8 @@ class Expansion:
         else:
             ahead = accuracies[current:]
             gain = max(ahead, default=0.0) - accuracies[current - 1]
-            deeper = gain >= self.config.min_gain or progress.stale >= self.config.patience
+            # The end will be reached anyway, so a depth that has stopped gaining isn't waited for.
+            deeper = gain >= self.config.min_gain or progress.stale >= 1
         if not deeper:
             return progress
         if current == self.exits:
@@ -193,7 +196,7 @@ class Expansion:
         return max(at_least, math.ceil(self.config.cooldown * trained))
 
     def _spent(self, progress: Progress) -> bool:
-        """Would one more look, and the cooldown after it, go over the budget?"""
+        """Whether one more look, and the cooldown after it, would go over the budget."""
         length = self.cooldown_length(progress) + math.ceil(self.config.cooldown * self.look_every)
         if progress.epoch + self.look_every + length > self.config.max_looks * self.look_every:
             return True

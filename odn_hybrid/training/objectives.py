@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class _FunctionObjective(nn.Module):
 
 
 def register_objective(name: str) -> Callable[[Any], Any]:
-    """Register an objective: a function `(outputs, **args) -> scalar`, or a Module class `(exits, **args)`."""
+    """Register a function `(outputs, **args) -> scalar`, or a Module class `(exits, **args)`."""
 
     def add(thing: Any) -> Any:
         OBJECTIVES[name] = thing
@@ -80,7 +80,8 @@ def build_objective(name: str, exits: int, **args: Any) -> nn.Module:
     except TypeError as error:
         raise ConfigError(f"objective {name!r}: {error}") from None
     if inspect.isclass(thing):
-        return thing(exits, **args)  # type: ignore[no-any-return]
+        built: nn.Module = cast(Any, thing)(exits, **args)
+        return built
     return _FunctionObjective(thing, args)
 
 
@@ -116,7 +117,7 @@ class DepthRegularised(nn.Module):
     - the gates minimise it for the losses as they are (no gradient to the network: confidence is not bent
       to please a gate);
     - the network minimises :math:`\sum_k w_k E[l_k]` with
-      :math:`w_k = a/m + b [k = m] + c E[p_k]`: a joint term, a term that keeps the deepest exit strong, and the
+      :math:`w_k = a/m + b [k = m] + c E[p_k]`: a joint term, one that keeps the deepest exit strong, the
       halting distribution of the population. Weights per input would take the training signal from the
       inputs an early exit still gets wrong.
 

@@ -57,16 +57,14 @@ def layout_of(x: Tensor, unit: nn.Module, model: nn.Module) -> Layout:
     if x.dim() == 3:
         prefix = getattr(model, "num_prefix_tokens", None)
         length, channels = int(x.shape[1]), int(x.shape[2])
-        side = math.isqrt(length - int(prefix or 0))
         if prefix is None:
-            prefix = length - side * side
-        if side * side != length - prefix:
-            side = 0  # tokens of a map that is not square, or of none: heads treat them as a sequence
-        return Layout("NLC", channels, side, side, int(prefix), length)
+            prefix = length - math.isqrt(length) ** 2
+        height, width = _token_grid(length - int(prefix), model)
+        return Layout("NLC", channels, height, width, int(prefix), length)
     if x.dim() != 4:
         raise ModelError(
-            f"the activation after a block has shape {tuple(x.shape)}; maps (batch, c, h, w), (batch, h, w, c) "
-            "and tokens (batch, length, channels) are supported"
+            f"the activation after a block has shape {tuple(x.shape)}; "
+            "maps (batch, c, h, w), (batch, h, w, c) and tokens (batch, length, channels) are supported"
         )
     _, a, b, c = (int(size) for size in x.shape)
     if _channels_last(a, b, c, unit):
@@ -74,8 +72,20 @@ def layout_of(x: Tensor, unit: nn.Module, model: nn.Module) -> Layout:
     return Layout("NCHW", a, b, c)
 
 
+def _token_grid(patches: int, model: nn.Module) -> tuple[int, int]:
+    """(height, width) of the patch grid; (0, 0) where it is not known: heads then see a plain sequence."""
+    known = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if isinstance(known, tuple) and math.prod(known) == patches:
+        return int(known[0]), int(known[1])
+    side = math.isqrt(patches)
+    return (side, side) if side * side == patches else (0, 0)
+
+
 def _channels_last(a: int, b: int, c: int, unit: nn.Module) -> bool:
-    """Square maps tell by themselves; otherwise ask whether the unit normalises its last axis."""
+    """Ask the unit's convolutions, then the map's squareness, then whether the last axis is normalised."""
+    widths = {m.out_channels for m in unit.modules() if isinstance(m, nn.Conv2d)}
+    if (a in widths) != (c in widths):
+        return c in widths
     if a == b != c:
         return True
     if b == c != a:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from odn_hybrid.errors import ModelError
 from odn_hybrid.trunk.tracing import Call, Link, Trace
 
-__all__ = ["GLUES", "Split", "split"]
+__all__ = ["GLUES", "Split", "splits"]
 
 #: Parameterless operations that models apply between modules on the way to the classifier.
 GLUES = {
@@ -48,12 +49,19 @@ class Split:
     after: tuple[str, ...]
 
 
-def split(found: Trace) -> Split:
-    """Find the trunk in a trace. Raises `ModelError` naming the module where the chain breaks."""
+def splits(found: Trace) -> Iterator[Split]:
+    """What could be the trunk in a trace, the heaviest run of blocks first.
+
+    Raises `ModelError` if there is none, naming the module where the chain breaks.
+    """
     runs = [run for run in _runs(found.root) if sum(call.is_residual for call in run) >= 2]
     if not runs:
         raise ModelError(_why_not(found.root))
-    run = max(runs, key=_weight)
+    for run in sorted(runs, key=_weight, reverse=True):
+        yield _split(found, run)
+
+
+def _split(found: Trace, run: list[Call]) -> Split:
     names = [call.name for call in run]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -159,8 +167,10 @@ def _post(root: Call, last: Call) -> tuple[str, ...] | None:
     names: list[str] = []
     link = last.target
     for call in _calls_after(last):
-        if not call.in_features or link is None or not link.same(call.source):
+        if not call.in_features:
             break
+        if link is None or not link.same(call.source):
+            return None
         names.append(call.name)
         link = call.target
     return tuple(names)
@@ -225,6 +235,6 @@ def _why_not(root: Call) -> str:
         )
     first = residual[0]
     return (
-        f"{kind}: the chain of blocks breaks after {first.name!r} ({type(first.module).__name__}): its output does "
-        "not reach the next block unchanged, so the network cannot be stopped and resumed there"
+        f"{kind}: the chain of blocks breaks after {first.name!r} ({type(first.module).__name__}): what it "
+        "gives does not reach the next block unchanged, so the network cannot be stopped and resumed there"
     )

@@ -40,20 +40,31 @@ class State:
         return self.x.shape[0]
 
     def select(self, rows: Tensor) -> State:
-        """The state of some inputs only: `rows` is an index tensor (m,) or a boolean mask (batch,)."""
+        """The state of some inputs only: `rows` is an index tensor (m,) or a boolean mask (batch,).
+
+        Raises `InputError` for a mask of another length.
+        """
         if rows.dtype == torch.bool:
+            if rows.shape != (len(self),):
+                raise InputError(
+                    f"the mask has shape {tuple(rows.shape)}, the state holds {len(self)} inputs"
+                )
             rows = rows.nonzero().squeeze(1)
         return replace(self, x=self.x.index_select(0, rows))
 
     @staticmethod
     def cat(states: Sequence[State]) -> State:
-        """Join states that stand at the same depth into one batch; raises `InputError` otherwise."""
+        """Join states of equal depth and shape into one batch; raises `InputError` for others."""
         if not states:
             raise InputError("State.cat needs at least one state")
         depths = sorted({state.depth for state in states})
         if len(depths) != 1:
             raise InputError(f"State.cat joins states at one depth, these stand at depths {depths}")
+        shapes = sorted({tuple(state.x.shape[1:]) for state in states})
+        if len(shapes) != 1:
+            raise InputError(f"State.cat joins states of images of one size; these have shapes {shapes}")
         return replace(states[0], x=torch.cat([state.x for state in states]))
 
     def extras_of(self, unit: int) -> UnitExtras:
+        """What `unit`, counted from 0, gets beside the activation."""
         return self.extras[0] if len(self.extras) == 1 else self.extras[unit]

@@ -63,10 +63,15 @@ class Call:
 
     @property
     def is_residual(self) -> bool:
-        """It adds two activations of the same shape itself, and is more than a chain of its children."""
-        return self.adds and self.source is not None and self.target is not None and not self.is_chain
+        """It adds two activations of the same shape itself, and is more than a chain of its children.
+
+        What gives one vector per image is a pooling with a residual inside, not a block.
+        """
+        ends = (self.source, self.target)
+        return self.adds and all(end and end.tensor.dim() >= 3 for end in ends) and not self.is_chain
 
     def walk(self) -> Iterator[Call]:
+        """This call and all calls inside it, in order."""
         yield self
         for child in self.children:
             yield from child.walk()

@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odn_hybrid.backbone import default_image_size, fixed_image_size, input_channels
+from odn_hybrid.backbone import default_image_size, evaluating, fixed_image_size, input_channels
 from odn_hybrid.errors import InputError, ModelError
+from odn_hybrid.trunk.interrupting import listen, stop_at
 from odn_hybrid.trunk.layout import Layout, layout_of
-from odn_hybrid.trunk.splitting import GLUES, Split, split
+from odn_hybrid.trunk.splitting import GLUES, Split, splits
 from odn_hybrid.trunk.state import State, UnitExtras
 from odn_hybrid.trunk.tracing import Trace, trace
 
-__all__ = ["Trunk", "stop_at"]
+__all__ = ["Trunk"]
 
 # A resumed run repeats the same kernels on the same numbers, so it is normally exact; the tolerance
 # (relative to the largest logit) leaves room for kernels that are chosen by memory layout or batch size.
 TOLERANCE = 1e-4
-
-
-class _Reached(Exception):
-    """Carries the first unit's arguments out of a forward that is stopped there."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.reached, self.named = args, kwargs
-
-
-_stopping = threading.local()  # which module this thread wants to stop at
-_patching = threading.Lock()  # held while units' forwards are replaced
-
-
-def _stop_here(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if getattr(_stopping, "at", None) is module:
-        raise _Reached(args, kwargs)
-
-
-def stop_at(
-    unit: nn.Module, forward: Callable[[Tensor], Any], images: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Run `forward(images)` until it calls `unit`; the arguments it would have given that unit."""
-    if _stop_here not in unit._forward_pre_hooks.values():
-        unit.register_forward_pre_hook(_stop_here, with_kwargs=True)
-    before = getattr(_stopping, "at", None)
-    _stopping.at = unit
-    try:
-        forward(images)
-    except _Reached as reached:
-        return reached.reached, reached.named
-    finally:
-        _stopping.at = before
-    raise ModelError(f"the forward no longer reaches its first unit ({type(unit).__name__})")
 
 
 class Trunk:
@@ -88,17 +53,9 @@ class Trunk:
     ) -> None:
         self.model = model
         self.image_shape = _image_shape(model, image_size)
-        with _evaluating(model):
-            found = self._traced(model)
-            self.split: Split = split(found)
-            self._units = [[model.get_submodule(n) for n in unit] for unit in self.split.units]
-            # Tables given to the units are made between stem and trunk: then only a stopped forward has them.
-            plain = self.split.stem is not None and self.split.extras == "none"
-            self._stem = [model.get_submodule(n) for n in self.split.stem or ()] if plain else None
-            self._read_trace(found)
-            self._headed = self._choose_tail(found)
-            if check and not found.images.is_meta:
-                self._check(found)
+        self._fixed = fixed_image_size(model) == self.image_shape[1:]
+        with evaluating(model):
+            self._settle(self._traced(model), check)
 
     # --- the public face --------------------------------------------------------------------------
 
@@ -107,29 +64,27 @@ class Trunk:
 
     def stem(self, images: Tensor) -> State:
         """The state at depth 0 of images (batch, channels, height, width)."""
-        if images.dim() != 4 or images.shape[1] != self.image_shape[0]:
-            raise InputError(
-                f"images have shape {tuple(images.shape)}; "
-                f"the model takes (batch, {self.image_shape[0]}, height, width)"
-            )
+        self._check_images(images)
         if self._stem is not None:
             x = images
             for module in self._stem:
                 x = module(x)
             return State(x, 0, self._constant)
-        args, kwargs, extras = self._stopped(images)
-        return State(args[0], 0, extras if extras is not None else (_extras(args, kwargs),))
+        x, extras = self._stopped(images)
+        return State(x, 0, extras)
 
     def run(self, state: State, start: int, stop: int) -> State:
         """Run units `start` to `stop - 1` on a state at depth `start`; gives the state at depth `stop`."""
         if state.depth != start or not start <= stop <= len(self):
             raise InputError(
-                f"run(state, {start}, {stop}) on a state at depth {state.depth} of a trunk with {len(self)} units"
+                f"run(state, {start}, {stop}) on a state at depth {state.depth} of a trunk "
+                f"with {len(self)} units"
             )
         x = state.x
         for number in range(start, stop):
             extras = state.extras_of(number)
             first, *rest = self._units[number]
+            x = x.clone() if self._spoils[number] else x
             x = first(x, *extras.args, **dict(extras.kwargs))
             for module in rest:
                 x = module(x)
@@ -139,11 +94,11 @@ class Trunk:
         """Logits (batch, classes) of a state at full depth: the backbone's own norm, pool and classifier."""
         if state.depth != len(self):
             raise InputError(f"tail needs a state at depth {len(self)}, this one stands at {state.depth}")
-        x = state.x
+        x = state.x.clone() if self._spoils[-1] else state.x
         if self._headed:
             for name in self.split.post or ():
                 x = self.model.get_submodule(name)(x)
-            return self.model.forward_head(x)  # type: ignore[operator, no-any-return]
+            return self.model.forward_head(x)  # type: ignore[operator]
         for glue, name in self.split.tail or ():
             x = self.model.get_submodule(name)(GLUES[glue](x))
         return x
@@ -179,7 +134,7 @@ class Trunk:
 
     @property
     def preserving(self) -> tuple[bool, ...]:
-        """Per unit: does it keep the shape of its input (so that it could be removed)?"""
+        """Per unit, whether it keeps the shape of its input, so that it could be removed."""
         return self._preserving
 
     # --- finding out ------------------------------------------------------------------------------
@@ -204,6 +159,30 @@ class Trunk:
             )
         return found
 
+    def _settle(self, found: Trace, check: bool) -> None:
+        """Take the heaviest run of blocks that can be resumed to the logits."""
+        problem: ModelError | None = None
+        for candidate in splits(found):
+            try:
+                self._take(candidate, found)
+                if check and not found.images.is_meta:
+                    self._check(found)
+                return
+            except ModelError as error:
+                problem = problem or error
+        assert problem is not None
+        raise problem
+
+    def _take(self, candidate: Split, found: Trace) -> None:
+        find = self.model.get_submodule
+        self.split = candidate
+        self._units = [[find(name) for name in unit] for unit in candidate.units]
+        # Tables given to the units are made between stem and trunk: then only a stopped forward has them.
+        plain = candidate.stem is not None and candidate.extras == "none"
+        self._stem = [find(name) for name in candidate.stem or ()] if plain else None
+        self._read_trace(found)
+        self._headed = self._choose_tail(found)
+
     def _read_trace(self, found: Trace) -> None:
         calls = {call.name: call for call in found.root.walk()}
         self.num_classes = int(found.logits.shape[1])
@@ -214,6 +193,9 @@ class Trunk:
             bool(a.source and b.target and a.source.tensor.shape == b.target.tensor.shape)
             for a, b in zip(firsts, lasts, strict=True)
         )
+        # A unit (or the tail) that changes its input in place would change a state that somebody still holds.
+        inputs = [*(call.source for call in firsts), lasts[-1].target]
+        self._spoils = tuple(bool(i and i.tensor._version != i.version) for i in inputs)
         recorded = tuple(_extras(call.args, call.kwargs) for call in firsts)
         self._constant = recorded if self.split.extras == "own" else (recorded[0],)
 
@@ -242,43 +224,27 @@ class Trunk:
             "so the network cannot be resumed to its end"
         )
 
-    def _stopped(
-        self, images: Tensor
-    ) -> tuple[tuple[Any, ...], dict[str, Any], tuple[UnitExtras, ...] | None]:
+    def _check_images(self, images: Tensor) -> None:
+        channels, *size = self.image_shape
+        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != channels:
+            shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(f"images have shape {shape}; the model takes (batch, {channels}, height, width)")
+        if self._fixed and list(images.shape[2:]) != size:
+            raise InputError(f"images are {images.shape[2]} x {images.shape[3]}; the model takes {size}")
+
+    def _stopped(self, images: Tensor) -> tuple[Tensor, tuple[UnitExtras, ...]]:
         """Run the model until its first unit (or past idle units, to hear what each would be given)."""
-        if self.split.extras == "own" and all(self._preserving):
-            return self._listen(images)
-        if self.split.extras == "own" and tuple(images.shape[1:]) != self.image_shape:
+        own = self.split.extras == "own"
+        if own and all(self._preserving):
+            heard = listen([unit[0] for unit in self._units], self.model, images)
+            return heard[0][0][0], tuple(_extras(*arguments) for arguments in heard)
+        if own and tuple(images.shape[1:]) != self.image_shape:
             raise InputError(
                 f"this model's blocks take tables made for images of shape {self.image_shape}, "
                 f"not {tuple(images.shape[1:])}; wrap it with Trunk(model, image_size=...)"
             )
         args, kwargs = stop_at(self._units[0][0], self.model, images)
-        return args, kwargs, self._constant if self.split.extras == "own" else None
-
-    def _listen(self, images: Tensor) -> tuple[tuple[Any, ...], dict[str, Any], tuple[UnitExtras, ...]]:
-        heard: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        last = len(self) - 1
-
-        def idle(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            heard.append(((x, *args), kwargs))
-            if len(heard) > last:
-                raise _Reached(*heard[0])
-            return x
-
-        firsts = [unit[0] for unit in self._units]
-        with _patching:
-            try:
-                for module in firsts:
-                    module.__dict__["forward"] = idle
-                self.model(images)
-            except _Reached as reached:
-                extras = tuple(_extras(args, kwargs) for args, kwargs in heard)
-                return reached.reached, reached.named, extras
-            finally:
-                for module in firsts:
-                    module.__dict__.pop("forward", None)
-        raise ModelError(f"the forward of {type(self.model).__name__} no longer reaches its last unit")
+        return args[0], self._constant if own else (_extras(args, kwargs),)
 
     @torch.no_grad()
     def _check(self, found: Trace) -> None:
@@ -320,14 +286,3 @@ def _close(left: Tensor, right: Tensor) -> bool:
     loose = 100 if right.dtype != torch.float32 else 1
     scale = max(1.0, float(right.abs().max()))
     return bool((left - right).abs().max() <= TOLERANCE * loose * scale)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -17,7 +17,7 @@ def rules(target=None, tolerance=0.005, exits=4, steps=100, plain=False, **optio
 
 
 def play(expansion, curve, limit=2000):
-    """Run the rules on `curve(exit, epochs trained so far)`; returns the final progress and the phases seen."""
+    """Run the rules on `curve(exit, epochs trained)`; returns the final progress and the phases seen."""
     progress, trained, seen = expansion.first(), {}, []
     for _ in range(limit):
         if progress.phase == "done":
@@ -55,6 +55,7 @@ def test_target_missed_at_shallow_depths_expands_one_by_one():
 
 def test_a_shallower_exit_that_catches_up_is_taken():
     """It can go back: exit 1 reaches the goal while exit 2 is being grown."""
+
     def curve(k, epochs):
         return 0.99 if k == 1 and epochs > 8 else 0.9
 
@@ -70,7 +71,7 @@ def test_unreachable_target_ends_with_the_whole_network():
 def test_without_a_target_the_reference_is_trained_to_the_end():
     progress, seen = play(rules(), saturating([0.9, 0.93, 0.95, 0.96]))
     assert progress.current == 4
-    assert [phase for phase, _, _ in seen][0] == "warmup"
+    assert next(phase for phase, _, _ in seen) == "warmup"
     assert {active for phase, _, active in seen if phase in ("settle", "cooldown")} == {4}
 
 

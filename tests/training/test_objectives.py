@@ -13,7 +13,9 @@ from odn_hybrid.training import OBJECTIVES, ExitOutputs, build_objective, regist
 
 def outputs(exits=4, batch=6, classes=5, seed=0, scale=2.0):
     generator = torch.Generator().manual_seed(seed)
-    logits = [(scale * torch.randn(batch, classes, generator=generator)).requires_grad_() for _ in range(exits)]
+    logits = [
+        (scale * torch.randn(batch, classes, generator=generator)).requires_grad_() for _ in range(exits)
+    ]
     labels = torch.randint(0, classes, (batch,), generator=generator)
     return ExitOutputs(logits, labels, torch.linspace(1 / exits, 1.0, exits))
 
@@ -96,7 +98,9 @@ def test_relaxed_value_is_the_expected_loss_and_cost():
     with torch.no_grad():
         objective.offset.copy_(torch.tensor([-0.5, 0.25]))
     stop = objective.stop_signals(out.logits).detach().numpy()
-    losses = np.array([[F.cross_entropy(z[i : i + 1], out.labels[i : i + 1]).item() for i in range(4)] for z in out.logits])
+    losses = np.array(
+        [[F.cross_entropy(z[i : i + 1], out.labels[i : i + 1]).item() for i in range(4)] for z in out.logits]
+    )
     value, shares = 0.0, np.zeros(3)
     for i in range(4):
         going = 1.0
@@ -117,9 +121,7 @@ def test_a_users_objective_registers_in_three_lines():
 
     try:
         out = outputs()
-        assert torch.isclose(
-            build_objective("first_only", 4, power=2.0)(out), out.losses()[0].pow(2).mean()
-        )
+        assert torch.isclose(build_objective("first_only", 4, power=2.0)(out), out.losses()[0].pow(2).mean())
         with pytest.raises(ConfigError, match="first_only"):
             build_objective("first_only", 4, strength=2)
     finally:

@@ -1,0 +1,180 @@
+"""What a fit comes to: table of exits, static choice and dynamic model, as `report.json` holds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from odn_hybrid.config import FitConfig
+from odn_hybrid.cost import Costs, size_of
+from odn_hybrid.data import Data
+from odn_hybrid.deploy.dynamic import evaluate_policy, make_dynamic, uncertified_policy
+from odn_hybrid.exits import MultiExit
+from odn_hybrid.outputs import ExitRecord
+from odn_hybrid.rundir import SCHEMA, environment
+from odn_hybrid.stopping import choose_depth, wilson
+from odn_hybrid.training.expansion import Progress
+
+__all__ = ["conclude"]
+
+
+def conclude(
+    network: MultiExit,
+    config: FitConfig,
+    data: Data,
+    costs: Costs,
+    progress: Progress,
+    records: dict[str, ExitRecord],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`report.json` and `policy.json` of a finished fit, from the recorded outputs.
+
+    Args:
+        progress: where training ended; its `current` exit is the reference.
+        records: outputs of exits 1..reference on selection, calibration, certification and test. The static
+            depth is chosen on selection, the policy on calibration; test gives figures only.
+    """
+    reference = progress.current
+    plain = config.objective.name == "cross_entropy"
+    trained = [k == reference if plain else k <= reference for k in range(1, len(network) + 1)]
+    static = _choose(config, records["selection"], reference, trained)
+    dynamic, policy = _dynamic(network, config, costs, reference, trained, records)
+    report = {
+        "schema": SCHEMA,
+        "model": config.model.name or type(network.backbone).__name__,
+        "data": data.describe(),
+        "reference": {
+            "exit": reference,
+            "units": network.units[reference - 1],
+            "full": reference == len(network),
+        },
+        "exits": [_exit_row(k, network, costs, trained[k - 1], records) for k in range(1, len(network) + 1)],
+        "static": {**static, "units": network.units[static["exit"] - 1]},
+        "dynamic": dynamic,
+        "comparison": None,
+        "search": {
+            "epochs": progress.epoch,
+            "train_macs": progress.train_macs,
+            "seconds": round(progress.seconds, 3),
+            "by_depth": progress.by_depth,
+            "stopped_by": progress.stopped_by or "rule",
+        },
+        "environment": environment(),
+    }
+    return report, policy
+
+
+def _choose(config: FitConfig, selection: ExitRecord, reference: int, trained: list[bool]) -> dict[str, Any]:
+    """The static depth, from the selection split only."""
+    right = selection.correct
+    choice = config.choice
+    if choice.target_accuracy is not None:
+        goal = choice.target_accuracy - choice.tolerance
+        accuracies = right.mean(0)
+        reached = [k for k in range(1, reference + 1) if trained[k - 1] and accuracies[k - 1] >= goal]
+        if reached:
+            found = accuracies[reached[0] - 1]
+            reason = (
+                f"the shallowest exit with at least {goal:.2%} on the selection split "
+                f"(target {choice.target_accuracy:.2%} less {choice.tolerance:.2%}): it has {found:.2%}"
+            )
+            return {"exit": reached[0], "reason": reason, "rule": "target", "reached": True}
+        reason = (
+            f"no exit reached {goal:.2%} on the selection split; the deepest trained one, "
+            f"{accuracies[reference - 1]:.2%}, is kept"
+        )
+        return {"exit": reference, "reason": reason, "rule": "target", "reached": False}
+    found = choose_depth(
+        right,
+        reference=reference,
+        trained=np.array(trained[:reference]),
+        tolerance=choice.tolerance,
+        delta=choice.delta,
+        look=1,
+    )
+    return {"exit": int(found.exit), "reason": found.reason, "rule": "non-inferior", "reached": True}
+
+
+def _dynamic(
+    network: MultiExit,
+    config: FitConfig,
+    costs: Costs,
+    reference: int,
+    trained: list[bool],
+    records: dict[str, ExitRecord],
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    if reference == 1 or not all(trained[:reference]):
+        why = "one exit only" if reference == 1 else "the objective trains one exit only"
+        return None, {"schema": SCHEMA, "policy": None, "reason": f"no dynamic halting: {why}", "ledger": []}
+    drop, delta = config.dynamic.drop, config.dynamic.delta
+    made = make_dynamic(
+        network,
+        reference=reference,
+        calibration=records["calibration"],
+        certification=records["certification"],
+        drop=drop,
+        delta=delta,
+        ledger=[],
+    )
+    certified = made.certificate["certified"]
+    # Without a promise to keep there is no reason to halt as late as the promise would have needed.
+    in_force = (
+        made.policy if certified else uncertified_policy(records["calibration"], reference, drop, delta)
+    )
+    seen = evaluate_policy(in_force, records["selection"], costs.cumulative)
+    tested = evaluate_policy(in_force, records["test"], costs.cumulative)
+    dynamic = {
+        "policy": in_force.to_dict(),
+        "accuracy": {
+            "selection": _accuracy(seen["correct"], seen["n"]),
+            "test": _accuracy(tested["correct"], tested["n"]),
+        },
+        "mean_macs": tested["mean_macs"],
+        **_size_upto(network, costs, reference),
+        "mean_units": float(np.asarray(network.units)[tested["taken"] - 1].mean()),
+        "halting": tested["halting"],
+        "certificate": made.certificate if certified else None,
+        "refusal": None if certified else made.certificate["statement"],
+    }
+    policy = {
+        "schema": SCHEMA,
+        "policy": in_force.to_dict(),
+        "continuation_values": None,
+        "certificate": made.certificate,
+        "reference": reference,
+        "ledger": made.ledger,
+    }
+    return dynamic, policy
+
+
+def _size_upto(network: MultiExit, costs: Costs, reference: int) -> dict[str, int]:
+    """Parameters and bytes of a dynamic model: the reference's static model and every head before it."""
+    params, size = costs.params[reference - 1], costs.bytes[reference - 1]
+    more, extra = size_of(list(network.heads[: reference - 1]))
+    return {"params": params + more, "bytes": size + extra}
+
+
+def _exit_row(
+    k: int, network: MultiExit, costs: Costs, trained: bool, records: dict[str, ExitRecord]
+) -> dict[str, Any]:
+    def accuracy(name: str) -> dict[str, Any] | None:
+        if not trained:
+            return None  # and not even recorded, where it is deeper than the reference
+        right = records[name].correct[:, k - 1]
+        return _accuracy(int(right.sum()), len(right))
+
+    return {
+        "exit": k,
+        "units": network.units[k - 1],
+        "trained": trained,
+        "macs_static": costs.static(k),
+        "macs_dynamic": costs.dynamic(k),
+        "params": costs.params[k - 1],
+        "bytes": costs.bytes[k - 1],
+        "accuracy": {"selection": accuracy("selection"), "test": accuracy("test")},
+    }
+
+
+def _accuracy(correct: int, n: int) -> dict[str, Any]:
+    low, high = wilson(correct, n)
+    return {"value": correct / n, "n": n, "low": float(low), "high": float(high)}
