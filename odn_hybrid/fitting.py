@@ -130,7 +130,7 @@ def fit(
             for name in ("selection", "calibration", "certification", "test")
         }
     network.eval()
-    report, policy = conclude(network, config, loaded, costs, progress, records)
+    report, policy = conclude(network, config, loaded, costs, progress, records, name=spec.name)
     parts = RunParts(
         network=network,
         spec=spec,

@@ -26,6 +26,8 @@ def conclude(
     costs: Costs,
     progress: Progress,
     records: dict[str, ExitRecord],
+    *,
+    name: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """`report.json` and `policy.json` of a finished fit, from the recorded outputs.
 
@@ -33,6 +35,7 @@ def conclude(
         progress: where training ended; its `current` exit is the reference.
         records: outputs of exits 1..reference on selection, calibration, certification and test. The static
             depth is chosen on selection, the policy on calibration; test gives figures only.
+        name: what the report calls the model.
     """
     reference = progress.current
     plain = config.objective.name == "cross_entropy"
@@ -41,7 +44,7 @@ def conclude(
     dynamic, policy = _dynamic(network, config, costs, reference, trained, records)
     report = {
         "schema": SCHEMA,
-        "model": config.model.name or type(network.backbone).__name__,
+        "model": name,
         "data": data.describe(),
         "reference": {
             "exit": reference,

@@ -91,7 +91,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return _case(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_case() -> Callable[[str], Case]:
     return _case
 
