@@ -49,7 +49,6 @@ TINY_RECIPE = {
     "model.args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
     "model.stem": "small",
     "data.image_size": 12,
-    "exits.head": "linear",
     "optim.batch_size": 32,
     "expansion.max_looks": 4,
 }
@@ -89,9 +88,16 @@ def tiny_arguments(tiny_npz: Path) -> list[str]:
 class Odn:
     """A running `odn`; `wait` gives exit status (below 0: the signal that ended it), stdout and stderr."""
 
-    def __init__(self, server: subprocess.Popen[str], folder: Path, arguments: list[str], die: Any) -> None:
+    def __init__(
+        self,
+        server: subprocess.Popen[str],
+        folder: Path,
+        arguments: list[str],
+        die: tuple[str, int] | None,
+        stdout: Path | None,
+    ) -> None:
         assert server.stdin is not None and server.stdout is not None
-        self.server, self.out, self.err = server, folder / "stdout", folder / "stderr"
+        self.server, self.out, self.err = server, stdout or folder / "stdout", folder / "stderr"
         order = {"arguments": arguments, "stdout": str(self.out), "stderr": str(self.err), "die": die}
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
@@ -99,7 +105,8 @@ class Odn:
 
     def wait(self) -> tuple[int, str, str]:
         assert self.server.stdout is not None
-        return int(self.server.stdout.readline()), self.out.read_text(), self.err.read_text()
+        status = int(self.server.stdout.readline())
+        return status, self.out.read_text() if self.out.is_file() else "", self.err.read_text()
 
 
 @pytest.fixture(scope="session")
@@ -116,10 +123,14 @@ def _odn_server() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def start_odn(_odn_server: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Odn]:
-    """`start_odn("fit", ..., die=None)` starts `odn` as a process; one at a time."""
+    """`start_odn("fit", ...)` starts `odn` as a process, one at a time.
 
-    def start(*arguments: str, die: tuple[str, int] | None = None) -> Odn:
-        return Odn(_odn_server, tmp_path, list(arguments), die)
+    `die` (name, number): it kills itself when a file of that name is put in its place for that many-th time.
+    `stdout`: where that goes, if not into a file.
+    """
+
+    def start(*arguments: str, die: tuple[str, int] | None = None, stdout: Path | None = None) -> Odn:
+        return Odn(_odn_server, tmp_path, list(arguments), die, stdout)
 
     return start
 

@@ -75,7 +75,8 @@ def test_what_cannot_be_built(wrong: BackboneSpec, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained", "weights"]
+    "name",
+    ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained", "weights"],
 )
 def test_arguments_that_would_read_files_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"model argument '{name}' is not taken"):

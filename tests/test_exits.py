@@ -36,7 +36,9 @@ def activation(layout: Layout, n: int = 3) -> Tensor:
     if layout.kind == "NLC":
         return torch.randn(n, layout.tokens, layout.channels)
     plane = (layout.height, layout.width)
-    return torch.randn(n, *((layout.channels, *plane) if layout.kind == "NCHW" else (*plane, layout.channels)))
+    return torch.randn(
+        n, *((layout.channels, *plane) if layout.kind == "NCHW" else (*plane, layout.channels))
+    )
 
 
 def tiny(every: int = 1, head: str = "linear", **args: Any) -> MultiExit:
@@ -139,7 +141,9 @@ def test_where_exits_stand(every: int, units: Any) -> None:
 def test_one_forward_runs_each_unit_once(network: MultiExit) -> None:
     seen: Counter[str] = Counter()
     hooks = [
-        network.backbone.get_submodule(name).register_forward_hook(lambda _m, _i, _o, n=name: seen.update([n]))
+        network.backbone.get_submodule(name).register_forward_hook(
+            lambda _m, _i, _o, n=name: seen.update([n])
+        )
         for unit in network.trunk.unit_names
         for name in unit
     ]
@@ -164,7 +168,7 @@ def test_exits_that_do_not_exist(network: MultiExit) -> None:
         lambda: network.at(IMAGES, 0),
         lambda: network.at(IMAGES, 9),
     ):
-        with pytest.raises(ConfigError, match="there is no exit [09]; exits are numbered 1 to 8"):
+        with pytest.raises(ConfigError, match=r"there is no exit [09]; exits are numbered 1 to 8"):
             call()
     with pytest.raises(InputError, match="exit 2 stands after 2 units, not 0"):
         network.classify(2, network.trunk.stem(IMAGES))
@@ -201,7 +205,7 @@ def test_parts_are_loaded_strictly(network: MultiExit) -> None:
     twin.load_parts(backbone, heads)
     assert all(torch.equal(a, b) for a, b in zip(network(IMAGES), twin(IMAGES), strict=True))
     del heads["3.fc.bias"]
-    with pytest.raises(ModelError, match="do not fit the exit heads: .*3.fc.bias"):
+    with pytest.raises(ModelError, match=r"do not fit the exit heads: .*3.fc.bias"):
         twin.load_parts(backbone, heads)
-    with pytest.raises(ModelError, match="do not fit the backbone: .*extra"):
+    with pytest.raises(ModelError, match=r"do not fit the backbone: .*extra"):
         twin.load_parts({**backbone, "extra": torch.zeros(1)}, heads)

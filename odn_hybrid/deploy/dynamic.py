@@ -82,7 +82,9 @@ def make_dynamic(
         **{k: promise[k] for k in ("model", "data", "outputs", "runtime")},
         "policy": _digest(policy.to_dict()),
     }
-    found = {**certificate.to_dict(), "asked_delta": delta, "attempt": attempt, "digests": digests}
+    spent = f"attempt {attempt} on this split spends {level:.2g} of delta {delta:g}"
+    stated = {**certificate.to_dict(), "statement": f"{certificate.statement} ({spent})"}
+    found = {**stated, "asked_delta": delta, "attempt": attempt, "digests": digests}
     entry = {"promise": promise, "policy": policy.to_dict(), "certificate": found}
     return DynamicResult(policy, found, [*ledger, entry])
 

@@ -170,8 +170,7 @@ def _cut(model: nn.Module, plan: CutPlan, head: nn.Module | None) -> nn.Module:
     if head is None:
         return model
     for name in plan.remove:
-        parent, _, leaf = name.rpartition(".")
-        del model.get_submodule(parent)._modules[leaf]
+        _remove(model, name)
     for name in plan.silence:
         model.set_submodule(name, nn.Identity().train(model.training))
     _put(model, plan.classifier, head)
@@ -179,6 +178,16 @@ def _cut(model: nn.Module, plan: CutPlan, head: nn.Module | None) -> nn.Module:
     kind = type(model)
     model.__class__ = type(f"Cut{kind.__name__}", (mixin, kind), {"__module__": __name__})
     return model
+
+
+def _remove(model: nn.Module, name: str) -> None:
+    """Take a unit out; what other code calls by its name (a stage's `downsample`) becomes an identity."""
+    path, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(path)
+    if isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        del parent._modules[leaf]
+    else:
+        model.set_submodule(name, nn.Identity().train(model.training))
 
 
 def _put(model: nn.Module, name: str, head: nn.Module) -> None:
@@ -200,10 +209,19 @@ def _check(network: MultiExit, exit: int, model: nn.Module) -> None:
     images = torch.rand(2, *network.trunk.image_shape, generator=torch.Generator().manual_seed(0))
     images = images.to(device=like.device, dtype=like.dtype)
     with evaluating(network), evaluating(model):
-        wanted, got = network.at(images, exit), model(images)
+        wanted = network.at(images, exit)
+        try:
+            got = model(images)
+            difference = float((wanted - got).abs().max())
+        except (RuntimeError, AttributeError, IndexError, TypeError, ValueError) as error:
+            raise ModelError(_failed(network, exit, " ".join(str(error).split())[:200])) from None
     allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
-    if like.dtype == torch.float32 and not bool((wanted - got).abs().max() <= allowed):
-        raise ModelError(
-            f"the model cut after {network.units[exit - 1]} units does not give the logits of exit {exit} "
-            f"(difference {float((wanted - got).abs().max()):.2g}): please report this architecture"
-        )
+    if like.dtype == torch.float32 and not difference <= allowed:
+        raise ModelError(_failed(network, exit, f"difference {difference:.2g}"))
+
+
+def _failed(network: MultiExit, exit: int, why: str) -> str:
+    return (
+        f"{type(network.backbone).__name__} cut after {network.units[exit - 1]} units does not give "
+        f"the logits of exit {exit} ({why}): please report this architecture"
+    )

@@ -138,13 +138,14 @@ def _decide(
     certified = bound <= drop
     needed = None if certified else _needed_images(test)
     counts = f"{n} images, {newly_wrong} newly wrong and {newly_right} newly right"
-    promise = f"accuracy drop against {reference} is at most {_points(drop)}"
+    confidence = math.floor((1 - delta) * 1e4 + 1e-9) / 1e4  # rounded, but never to a larger claim
+    promise = f"accuracy drop against {reference} is at most {in_points(drop)}"
     if certified:
-        statement = f"{promise} with confidence {1 - delta:g}, for data exchangeable with {data} ({counts})"
+        statement = f"{promise} with confidence {confidence:g}, for data exchangeable with {data} ({counts})"
     else:
         statement = (
-            f"not certified: that the {promise} is not shown with confidence {1 - delta:g} "
-            f"by {counts}, of {data} (upper bound {_points(bound, up=True)}); {_advice(test, needed)}"
+            f"not certified: that the {promise} is not shown with confidence {confidence:g} "
+            f"by {counts}, of {data} (upper bound {in_points(bound, up=True)}); {_advice(test, needed)}"
         )
     return Certificate(
         drop=drop, delta=delta, n=n, newly_wrong=newly_wrong, newly_right=newly_right, upper_bound=bound,
@@ -155,16 +156,16 @@ def _decide(
 def _advice(test: PairedTest, needed: int | None) -> str:
     if needed is None:
         return (
-            f"the observed drop is {_points((test.newly_wrong - test.newly_right) / test.n)}, so no number "
+            f"the observed drop is {in_points((test.newly_wrong - test.newly_right) / test.n)}, so no number "
             "of images would do at these rates: allow a larger drop or choose a stricter policy"
         )
     return f"at these rates about {needed} images would be needed: bring more, or allow a larger drop"
 
 
-def _points(fraction: float, up: bool = False) -> str:
+def in_points(fraction: float, up: bool = False) -> str:
     """A fraction in percentage points; an upper bound is rounded up, never to a smaller claim."""
     value = math.ceil(fraction * 1e4 - 1e-9) / 100 if up else fraction * 100
-    return f"{value:.4g} points"
+    return f"{value:.4g} point{'' if value == 1 else 's'}"
 
 
 def _needed_images(test: PairedTest) -> int | None:

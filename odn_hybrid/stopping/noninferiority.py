@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.certificate import smallest_drop
+from odn_hybrid.stopping.certificate import in_points, smallest_drop
 from odn_hybrid.stopping.checks import as_correct, check_fraction, check_probability, is_whole
 from odn_hybrid.stopping.paired import PairedTest
 
@@ -117,7 +117,7 @@ def _reason(
     def points(exit: int) -> str:
         return f"{math.ceil(1e4 * (bounds[exit - 1] or 0.0) - 1e-9) / 100:.2f}"
 
-    allowed = f"{100 * tolerance:g} points of exit {reference}"
+    allowed = f"{in_points(tolerance)} of exit {reference}"
     evidence = f"{n} selection images, level {level:.2g} at look {look}"
     if failed is None and chosen == reference:
         return f"exit {reference} is the reference and no shallower exit is trained"
@@ -130,7 +130,7 @@ def _reason(
     if floor > tolerance:
         return (
             f"exit {reference}, the reference, stays: the selection split is too small to show "
-            f"{100 * tolerance:g} points; with no answer changed it could show "
+            f"{in_points(tolerance)}; with no answer changed it could show "
             f"{math.ceil(1e4 * floor) / 100:.2f} points ({evidence})"
         )
     return (

@@ -28,8 +28,9 @@ from odn_hybrid.rundir import RunDir, flatten_state, unflatten_state
 from odn_hybrid.training.averaging import WeightAverage
 from odn_hybrid.training.expansion import Expansion, Progress
 from odn_hybrid.training.objectives import ExitOutputs
+from odn_hybrid.training.precision import resolve_precision
 
-__all__ = ["Engine", "Listener", "resolve_precision", "train_macs_per_image"]
+__all__ = ["Engine", "Listener", "own_randomness", "train_macs_per_image"]
 
 #: Called with one history row at the end of each epoch.
 Listener = Callable[[dict[str, Any]], None]
@@ -38,17 +39,6 @@ Listener = Callable[[dict[str, Any]], None]
 def train_macs_per_image(costs: Costs, active: int) -> float:
     """Training MACs of one image with exits 1..active: three times the forward (design.md's convention)."""
     return 3.0 * costs.dynamic(active)
-
-
-def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: bf16 where the device computes in it natively, fp32 otherwise."""
-    if wanted == "fp32":
-        return torch.float32
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.bfloat16 if native or wanted == "bf16" else torch.float32
 
 
 class Engine:
@@ -85,11 +75,11 @@ class Engine:
         self.train_split, self.selection, self.preprocess = train, selection, preprocess
         self.accelerator, self.rundir, self.listener = accelerator, rundir, listener
         self.device = accelerator.device
-        self.dtype = resolve_precision(config.precision, self.device)
+        self.dtype = resolve_precision(config.precision, self.device, network)
         self.maps = network.trunk.layout(1).kind == "NCHW"
         self.network = network.to(self.device)
         if self.maps:
-            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network = self.network.to(memory_format=torch.channels_last)
         self.objective = objective.to(self.device)
         self.optimizer, self.base_rates = _optimizer(self.network, self.objective, config, self.maps)
         self.ema = self._average()
@@ -115,8 +105,14 @@ class Engine:
 
     def run(self) -> Progress:
         """Train until the rules say done; afterwards `network` holds the kept weights."""
-        while self.progress.phase != "done":
-            self._epoch()
+        try:
+            while self.progress.phase != "done":
+                self._epoch()
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"the device's memory is too small for batches of {self.config.optim.batch_size} images; "
+                "lower optim.batch_size, or the image_size"
+            ) from None
         if self.ema is not None:
             self.network.load_state_dict(self.ema.network.state_dict())
         return self.progress
@@ -189,7 +185,7 @@ class Engine:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.network, active)
-        return loss.detach()  # type: ignore[no-any-return]
+        return loss.detach()
 
     def _set_rate(self, factor: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):

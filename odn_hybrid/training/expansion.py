@@ -145,17 +145,13 @@ class Expansion:
         if progress.phase == "cooldown":
             return replace(progress, phase="done")
         progress = self._note(progress, accuracies[progress.current - 1])
-        if progress.phase == "expand":
-            progress = self._grow(progress, accuracies)
-            if progress.phase == "expand" and not self._spent(progress):
-                return progress
-            if progress.phase == "expand":  # out of budget while growing: settle for what there is
-                return self._cool(replace(progress, stopped_by="budget"))
-            return progress
-        spent = self._spent(progress)
-        if progress.stale >= self.config.settle_patience or spent:
-            return self._cool(replace(progress, stopped_by="budget") if spent else progress)
-        return progress
+        grown = self._grow(progress, accuracies) if progress.phase == "expand" else progress
+        if self._spent(grown):  # what comes next can't be paid for: anneal what there is
+            kept = grown if grown.current <= progress.current else progress
+            return self._cool(replace(kept, stopped_by="budget"))
+        if grown.phase == "settle" and grown.stale >= self.config.settle_patience:
+            return self._cool(grown)
+        return grown
 
     def _note(self, progress: Progress, accuracy: float) -> Progress:
         if accuracy >= progress.best + self.config.min_gain:

@@ -24,7 +24,7 @@ def test_an_earned_certificate_says_what_was_promised():
     assert found.certified
     assert (found.n, found.newly_wrong, found.newly_right, found.needed_n) == (2000, 6, 2, None)
     assert 0.002 < found.upper_bound <= 0.01
-    assert "accuracy drop against exit 9 is at most 1 points with confidence 0.95" in found.statement
+    assert "accuracy drop against exit 9 is at most 1 point with confidence 0.95" in found.statement
     assert "exchangeable with the scans" in found.statement
     assert found.require() is found
 

@@ -19,7 +19,7 @@ def _answers(n: int, *accuracies: float) -> np.ndarray:
 def test_the_shallowest_exit_within_the_tolerance_is_chosen():
     found = choose_depth(_answers(5000, 0.90, 0.985, 0.988, 0.99), 4, ALL, 0.01, 0.05)
     assert found.exit == 2
-    assert "exit 2 is the shallowest shown to lie within 1 points of exit 4" in found.reason
+    assert "exit 2 is the shallowest shown to lie within 1 point of exit 4" in found.reason
     assert "exit 1 may lose" in found.reason
     assert found.p_values[3] is None
     assert found.p_values[1] <= found.level < found.p_values[0]
@@ -46,7 +46,7 @@ def test_untrained_exits_and_exits_beyond_the_reference_are_passed_over():
 def test_a_split_too_small_says_what_it_could_show():
     found = choose_depth(_answers(180, 0.9, 0.99, 0.99, 0.99), 4, ALL, 0.01, 0.05)
     assert found.exit == 4
-    assert "too small to show 1 points" in found.reason
+    assert "too small to show 1 point" in found.reason
     assert "could show 1.9" in found.reason
 
 

@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.utils import ModelEmaV3
 
+from odn_hybrid.backbone import with_small_stem
 from odn_hybrid.config import ExitConfig, FitConfig, replace_fields
 from odn_hybrid.cost import count_costs
 from odn_hybrid.data import Data, channel_stats, choose_preprocess, load_data
@@ -18,19 +19,21 @@ from odn_hybrid.exits import MultiExit
 from odn_hybrid.training import OBJECTIVES, build_objective, register_objective
 from odn_hybrid.training.averaging import WeightAverage, idle_prefixes
 from odn_hybrid.training.device import accelerator_on
-from odn_hybrid.training.engine import Engine, own_randomness, resolve_precision, train_macs_per_image
+from odn_hybrid.training.engine import Engine, own_randomness, train_macs_per_image
 from odn_hybrid.training.expansion import Expansion
+from odn_hybrid.training.precision import misread_convolutions, resolve_precision
 from odn_hybrid.trunk import Trunk
 
 CPU = torch.device("cpu")
 
 
-def make_network() -> MultiExit:
+def make_network(side: int = 12, *, small_stem: bool = True) -> MultiExit:
     torch.manual_seed(0)
     model = timm.create_model(
         "resnet18", layers=[1, 1, 1, 1], channels=[8, 8, 16, 16], num_classes=3, in_chans=1
     )
-    return MultiExit(Trunk(model, image_size=(12, 12)), ExitConfig())
+    model = with_small_stem(model) if small_stem else model
+    return MultiExit(Trunk(model, image_size=(side, side)), ExitConfig())
 
 
 def make_token_network() -> MultiExit:
@@ -237,6 +240,15 @@ def test_an_objective_that_gives_no_number(data: Data, returns: Any, says: str) 
         del OBJECTIVES["odd"]
 
 
+def test_too_little_memory_is_said_with_the_batch(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate much")
+
+    monkeypatch.setattr(Engine, "_step", step)
+    with pytest.raises(TrainingError, match=r"too small for batches of 32 images; lower optim\.batch_size"):
+        make_engine(data).run()
+
+
 def test_unknown_optimizer(data: Data) -> None:
     with pytest.raises(ConfigError, match="optimizer 'nonsense' cannot be made"):
         make_engine(data, **{"optim.name": "nonsense"})
@@ -253,9 +265,42 @@ def test_default_rates_follow_batch_and_kind(data: Data) -> None:
 
 
 def test_precision_by_device() -> None:
-    assert resolve_precision("fp32", CPU) == torch.float32
-    assert resolve_precision("bf16", CPU) == torch.bfloat16
-    assert resolve_precision("auto", CPU) in (torch.float32, torch.bfloat16)
+    network = make_network()
+    assert resolve_precision("fp32", CPU, network) == torch.float32
+    assert resolve_precision("bf16", CPU, network) == torch.bfloat16
+    assert resolve_precision("auto", CPU, network) in (torch.float32, torch.bfloat16)
+
+
+def test_bf16_is_not_used_where_its_gradients_are_wrong() -> None:
+    """Strided convolutions of one pixel: parts of their bf16 weight gradient are left unwritten on CPUs."""
+    network = make_network(12, small_stem=False)  # 12, 6, 3, 2, 1 and then a stride of 2
+    modes = [module.training for module in network.modules()]
+    assert misread_convolutions(network) == ["backbone.layer4.0.conv1"]
+    assert [module.training for module in network.modules()] == modes
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert resolve_precision("auto", CPU, network) == torch.float32
+    with pytest.raises(ConfigError, match=r"bf16 gives wrong gradients for backbone\.layer4\.0\.conv1"):
+        resolve_precision("bf16", CPU, network)
+    assert resolve_precision("bf16", torch.device("meta"), network) == torch.bfloat16
+    assert misread_convolutions(make_network(32, small_stem=False)) == []
+    assert misread_convolutions(make_token_network()) == []
+
+
+@pytest.mark.parametrize(("side", "small_stem"), [(12, True), (12, False), (32, False), (16, True)])
+def test_gradients_in_the_chosen_precision_are_right(side: int, small_stem: bool) -> None:
+    network = make_network(side, small_stem=small_stem).to(memory_format=torch.channels_last).eval()
+    images = torch.rand(32, 1, side, side)
+    dtype = resolve_precision("auto", CPU, network)
+    found = []
+    for use in (torch.float32, dtype):
+        junk = [torch.full((n,), float("nan"), dtype=use) for n in (576, 1152, 2304, 4608) * 4]
+        del junk  # what unwritten memory is likely to hold
+        network.zero_grad()
+        with torch.autocast("cpu", use, enabled=use != torch.float32):
+            logits = network(images)
+        sum(z.float().square().mean() for z in logits).backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    assert (found[0] - found[1]).norm() < 0.3 * found[0].norm()
 
 
 def test_devices() -> None:

@@ -53,7 +53,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], int | None]] = {
 
 
 def enliven(model: nn.Module) -> nn.Module:
-    """Fresh networks start as near-identities (zero last norms, tiny layer scales): a test would see little."""
+    """Fresh networks are near-identities (zero last norms, tiny layer scales): a test would see little."""
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -161,7 +161,9 @@ def test_every_promised_name_is_split(library: str, pattern: str, least: int) ->
         except Exception as error:
             failures[name] = f"{type(error).__name__}: {error}"
             continue
-        inside = {id(p) for unit in trunk.unit_names for n in unit for p in model.get_submodule(n).parameters()}
+        inside = {
+            id(p) for unit in trunk.unit_names for n in unit for p in model.get_submodule(n).parameters()
+        }
         weights = sum(p.numel() for p in model.parameters() if id(p) in inside)
         if len(trunk) < 4 or weights < 0.5 * sum(p.numel() for p in model.parameters()):
             failures[name] = f"{len(trunk)} units with {weights} parameters"

@@ -111,7 +111,10 @@ def test_images_of_another_size(make_case: Callable[[str], Any], name: str) -> N
 def test_tables_are_made_anew_for_images_of_another_size(build: Callable[..., Any], name: str) -> None:
     import timm
 
-    full = {"vit, shared rope": "vit_small_patch16_rope_224", "vit, own rope": "vit_small_patch16_rope_mixed_224"}
+    full = {
+        "vit, shared rope": "vit_small_patch16_rope_224",
+        "vit, own rope": "vit_small_patch16_rope_mixed_224",
+    }
     model = timm.create_model(
         full[name], img_size=32, embed_dim=48, num_heads=3, depth=2, dynamic_img_size=True
     ).eval()

@@ -1,0 +1,315 @@
+"""Every input gets the logits of the exit it took, whatever its batch; no unit runs for one that has left."""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from odn_hybrid import HaltingModel, MultiExit, Trunk
+from odn_hybrid.config import ExitConfig
+from odn_hybrid.errors import ConfigError, InputError
+from odn_hybrid.stopping import ConfidencePolicy
+from odn_hybrid.stopping.policies import NEVER
+
+Gather = Literal["always", "auto"]
+
+# Kernels are chosen by batch size, so a sub-batch's logits may differ in their last digits, and with them a
+# confidence that lies on its threshold. Closer than this an input may take the next exit.
+NEAR = 1e-5
+
+
+@contextmanager
+def rows_seen(network: MultiExit) -> Iterator[Counter[int]]:
+    """Rows that went through each unit."""
+    seen: Counter[int] = Counter()
+    hooks = [
+        network.backbone.get_submodule(unit[0]).register_forward_hook(
+            lambda _m, inputs, _o, number=number: seen.update({number: len(inputs[0])})
+        )
+        for number, unit in enumerate(network.trunk.unit_names, start=1)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# --- made-up halting: the image says where it wants to leave ----------------------------------------
+
+
+class Still(nn.Module):
+    """A block that changes nothing, so that the image's number arrives at every exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+class Wishes(nn.Module):
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 1, 1)
+        nn.init.ones_(self.stem.weight)
+        nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
+        self.blocks = nn.Sequential(*(Still() for _ in range(units)))
+        self.fc = nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Wish(nn.Module):
+    """Confident in class (number mod 3) from the wished exit on; the first logit says which exit spoke."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        sure = (x.mean((1, 2, 3)) <= self.number + 0.5).float()
+        return torch.stack([self.number + 20 * sure, torch.zeros_like(sure), torch.zeros_like(sure)], 1)
+
+
+@cache
+def wishing(every: int, gather: Gather) -> HaltingModel:
+    network = MultiExit(Trunk(Wishes(5), image_size=2), ExitConfig(every=every))
+    for number in range(1, len(network)):
+        network.heads[number - 1] = Wish(number)
+    exits = len(network)
+    policy = ConfidencePolicy(np.full(exits, 0.9999), np.ones(exits))
+    return HaltingModel(network, policy, gather=gather)
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=24),
+    st.sampled_from([1, 2]),
+    st.sampled_from(["always", "auto"]),
+)
+def test_any_pattern_of_halting(wishes: list[int], every: int, gather: Gather) -> None:
+    model = wishing(every, gather)
+    network, last = model.network, len(model.network)
+    images = torch.tensor(wishes, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 2, 2)
+    expected = [min(wish, last) for wish in wishes]
+    with rows_seen(network) as seen:
+        out = model(images)
+    assert out.exit.tolist() == expected
+    assert out.units_run.tolist() == [network.units[k - 1] for k in expected]
+    early = [i for i, k in enumerate(expected) if k < last]
+    assert out.logits[early, 0].tolist() == [20 + expected[i] for i in early]
+    assert bool((out.confidence[early] > 0.9999).all())
+    deepest = network.units[max(expected) - 1]
+    assert all(seen[unit] == 0 for unit in range(deepest + 1, 6))
+    needed = {unit: sum(network.units[k - 1] >= unit for k in expected) for unit in range(1, deepest + 1)}
+    if gather == "always":
+        assert {unit: seen[unit] for unit in needed} == needed
+    else:
+        assert all(seen[unit] >= needed[unit] for unit in needed)
+
+
+def test_auto_waits_until_a_tenth_has_left() -> None:
+    wishes = [1] + [2] * 9 + [5] * 10  # 5 % leave at exit 1, half of all by exit 2
+    images = torch.tensor(wishes, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 2, 2)
+    with rows_seen(wishing(1, "auto").network) as seen:
+        out = wishing(1, "auto")(images)
+    assert out.exit.tolist() == wishes
+    assert [seen[unit] for unit in range(1, 6)] == [20, 20, 10, 10, 10]
+
+
+# --- real networks ----------------------------------------------------------------------------------
+
+
+@cache
+def real(name: str) -> tuple[MultiExit, Tensor, Tensor]:
+    """A network of several exits, 64 images, and the logits of all exits on them at once."""
+    torch.manual_seed(0)
+    little = {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 4, "num_classes": 6}
+    if name == "resnet":
+        model = timm.create_model("resnet18", num_classes=6, channels=[8, 8, 16, 16])
+    else:
+        model = timm.create_model(name, **little)
+    network = MultiExit(Trunk(model, image_size=32), ExitConfig(every=2 if name == "resnet" else 1)).eval()
+    with torch.no_grad():
+        for head in network.heads:
+            head.fc.weight.mul_(8)  # type: ignore[union-attr, operator]
+        images = torch.rand(64, 3, 32, 32) * torch.rand(64, 3, 1, 1)
+        return network, images, torch.stack(network(images), 1)
+
+
+NETWORKS = (
+    "resnet",
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "vit_small_patch16_rope_mixed_224",
+)
+
+
+def policy_at(logits: Tensor, levels: list[float], temperature: float = 1.0) -> ConfidencePolicy:
+    """Thresholds at these quantiles of each exit's own confidences; above 1: never."""
+    exits = logits.shape[1]
+    scores = ConfidencePolicy(np.ones(exits), np.full(exits, temperature)).scores(logits.numpy())
+    limits = [
+        NEVER if level > 1 else float(np.quantile(scores[:, k], level)) + 1e-4
+        for k, level in enumerate([*levels, 0.0][:exits])
+    ]
+    return ConfidencePolicy(np.array(limits), np.full(exits, temperature))
+
+
+def check_answers(model: HaltingModel, images: Tensor, logits: Tensor) -> None:
+    out = model(images)
+    rows = torch.arange(len(images))
+    taken = logits[rows, out.exit - 1]
+    assert float((out.logits - taken).abs().max()) <= 1e-5 * max(1.0, float(taken.abs().max()))
+    scores = model.policy.scores(logits.numpy())
+    wanted = model.policy.halt(logits.numpy())
+    near = (np.abs(scores - model.policy.thresholds) < NEAR).any(axis=1)
+    assert ((out.exit.numpy() == wanted) | near).all()
+    assert out.units_run.tolist() == [model.network.units[k - 1] for k in out.exit.tolist()]
+    assert np.allclose(out.confidence.numpy(), scores[rows, out.exit.numpy() - 1], atol=1e-5)
+    assert (out.logits.dtype, out.confidence.dtype, out.exit.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.int64,
+    )
+
+
+@pytest.mark.parametrize("gather", ["always", "auto"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_batches_of_any_size_give_the_same_answers(name: str, gather: Gather) -> None:
+    network, images, logits = real(name)
+    model = HaltingModel(network, policy_at(logits, [0.7, 0.6, 0.5]), gather=gather)
+    assert len(set(model(images).exit.tolist())) == len(network)  # inputs leave at every exit
+    for size in (1, 7, 64):
+        for start in range(0, 64 if size > 1 else 8, size):
+            part = slice(start, start + size)
+            check_answers(model, images[part], logits[part])
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0, 2.0]), min_size=3, max_size=3),
+    st.sampled_from([1, 7, 64]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=25)
+def test_any_thresholds_and_any_batch(
+    levels: list[float], size: int, temperature: float, random: Any
+) -> None:
+    network, images, logits = real("resnet")
+    rows = random.sample(range(64), size)
+    model = HaltingModel(network, policy_at(logits, levels, temperature), gather="always")
+    with rows_seen(network) as seen:
+        check_answers(model, images[rows], logits[rows])
+        seen.clear()
+        run = model(images[rows]).units_run
+    assert [seen[unit] for unit in range(1, 9)] == [int((run >= unit).sum()) for unit in range(1, 9)]
+
+
+def test_confident_networks_halt_as_the_policy_was_chosen() -> None:
+    """Confidences within 1e-8 of 1, which float32 cannot tell apart, on either side of the threshold."""
+    network, images, logits = real("resnet")
+    network = network.copy()
+    with torch.no_grad():
+        head = network.heads[0].fc
+        for parameter in head.parameters():  # type: ignore[union-attr]
+            parameter.mul_(400 / float((logits[:, 0].amax(1) - logits[:, 0].amin(1)).median()))
+        sharp = torch.stack(network(images), 1)
+    exits = len(network)
+    scores = ConfidencePolicy(np.ones(exits), np.ones(exits)).scores(sharp.numpy())[:, 0]
+    crowded = np.sort(scores[(scores > 1 - 1e-7) & (scores < 1)])
+    assert len(crowded) >= 2
+    threshold = float(crowded[len(crowded) // 2])
+    policy = ConfidencePolicy(np.array([threshold] + [NEVER] * (exits - 1)), np.ones(exits))
+    out = HaltingModel(network, policy)(images)
+    assert (out.exit.numpy() == 1).tolist() == (scores >= threshold).tolist()
+
+
+def test_a_policy_of_fewer_exits_never_goes_deeper() -> None:
+    network, images, _ = real("resnet")
+    model = HaltingModel(network, ConfidencePolicy(np.full(2, NEVER), np.ones(2)), gather="always")
+    with rows_seen(network) as seen:
+        out = model(images)
+    assert set(out.exit.tolist()) == {2}
+    assert sorted(seen) == [1, 2, 3, 4]
+
+
+def test_a_policy_of_more_exits_is_refused() -> None:
+    network, _, _ = real("resnet")
+    with pytest.raises(ConfigError, match="the policy has 5 exits, the network 4"):
+        HaltingModel(network, ConfidencePolicy(np.ones(5), np.ones(5)))
+    with pytest.raises(ConfigError, match="gather is 'never'; choose 'always' or 'auto'"):
+        HaltingModel(network, ConfidencePolicy(np.ones(4), np.ones(4)), gather="never")  # type: ignore[arg-type]
+
+
+def test_a_copy_is_independent() -> None:
+    network, images, logits = real("resnet")
+    model = HaltingModel(network.copy(), policy_at(logits, [0.5] * 3))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    check_answers(twin, images, logits)
+
+
+# --- wrong input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (np.zeros((2, 3, 32, 32), np.float32), "must be a tensor, not ndarray"),
+        ([1, 2], "must be a tensor, not list"),
+        (torch.zeros(3, 32, 32), r"shape \(3, 32, 32\); expected \(batch, 3, 32, 32\)"),
+        (torch.zeros(2, 1, 32, 32), r"shape \(2, 1, 32, 32\); expected"),
+        (torch.zeros(2, 3, 31, 32), r"shape \(2, 3, 31, 32\); expected"),
+        (torch.zeros(0, 3, 32, 32), "the batch is empty"),
+        (
+            torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+            "images are torch.uint8 on cpu; the model is torch.float32",
+        ),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.float64), "images are torch.float64"),
+        (torch.zeros(2, 3, 32, 32, device="meta"), "on meta; the model is torch.float32 on cpu"),
+        (torch.full((2, 3, 32, 32), torch.nan), "hold NaN or infinite values"),
+        (torch.full((2, 3, 32, 32), -torch.inf), "hold NaN or infinite values"),
+    ],
+)
+def test_images_it_cannot_take(images: Any, says: str) -> None:
+    network, good, logits = real("resnet")
+    model = HaltingModel(network, policy_at(logits, [0.5] * 3))
+    with pytest.raises(InputError, match=says) as caught:
+        model(images)
+    assert "\n" not in str(caught.value)
+    check_answers(model, good[:3], logits[:3])  # and it goes on working
+
+
+# --- what the certificate speaks of -----------------------------------------------------------------
+
+
+def test_certified_is_said_only_within_the_certificate() -> None:
+    network, images, logits = real("resnet")
+    policy = policy_at(logits, [0.5] * 3)
+    assert not HaltingModel(network, policy)(images).certified
+    assert not HaltingModel(network, policy, certificate={"certified": False})(images).certified
+    model = HaltingModel(network.copy(), policy, certificate={"certified": True})
+    assert model(images).certified
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not model(images).certified
+    assert model(images).certified
+    assert not copy.deepcopy(model).train()(images).certified
+    assert not copy.deepcopy(model).double()(images.double()).certified
+    assert not copy.deepcopy(model).bfloat16()(images.bfloat16()).certified
