@@ -33,7 +33,6 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: setup  ## fit the embedded data set and print full / static / dynamic (a few minutes)
 	@rm -rf $(DEMO)
 	$(BIN)/odn fit --out $(DEMO)
-	$(BIN)/odn report $(DEMO)
 	$(BIN)/odn compare $(DEMO)
 
 test: lint  ## lint, types and the fast tests: what CI runs (offline after set-up)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,9 @@ class Run:
             max_bytes=max_bytes,
             max_latency_ms=max_latency_ms,
         )
+        if not self.exits_[exit - 1]["trained"]:
+            text = f"exit {exit} was never trained: this model's head is untrained (see the table of exits)"
+            warnings.warn(text, UserWarning, stacklevel=2)
         model = truncate(self.network, exit, self.parts.spec)
         model.__dict__["transform"] = self.transform
         return model.eval()

@@ -213,7 +213,7 @@ def test_the_embedded_set_is_too_small_for_a_point() -> None:
     overrides = {
         "model.args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
         "data.image_size": 8,
-        "expansion.max_looks": 3,
+        "expansion.max_looks": 12,
     }
     run = fit(overrides=overrides)  # the quickstart, smaller
     with pytest.raises(
@@ -276,3 +276,11 @@ def test_saving_a_run_made_in_memory(tiny: dict[str, Any], tmp_path: Path) -> No
     assert again.exits_ == run.exits_ and again.history_ == run.history_
     with pytest.raises(RunDirError, match="holds a finished run"):
         odn.save(run, tmp_path / "kept")
+
+
+def test_an_untrained_exit_is_cut_with_a_warning(tiny: dict[str, Any]) -> None:
+    run = fit(**tiny, target_accuracy=0.2)
+    deepest = run.exits_[-1]
+    assert not deepest["trained"]
+    with pytest.warns(UserWarning, match=f"exit {deepest['exit']} was never trained"):
+        run.truncate(depth=deepest["units"])
