@@ -61,8 +61,9 @@ class ModelConfig:
 class DataConfig:
     """Which images, how they are sized and how they are augmented while training.
 
-    `image_size=None`: the model's own size where it is fixed; otherwise the data's own size if all
-    images share one of at least 28 pixels, 32 for smaller ones, and the model's default for folders.
+    `image_size=None`: the model's own size where it is fixed; otherwise the data's own if all images share
+    one of 28 to 64 pixels (arrays: of 28 or more), 32 on the shorter side for smaller ones, and the model's
+    default for other folders.
     `augment`: "shift" moves by up to 1/14 of the side; "shift_flip" also mirrors; "crop_flip" is the
     random resized crop of ImageNet training.
     """
@@ -309,9 +310,11 @@ def replace_fields(config: FitConfig, changes: dict[str, Any]) -> FitConfig:
     values = to_dict(config)
     for dotted, value in changes.items():
         *parents, leaf = dotted.split(".")
-        place = values
+        place: Any = values
         for parent in parents:
-            place = place[parent]
+            place = place.get(parent)
+            if not isinstance(place, dict):
+                raise ConfigError(f"unknown field {dotted!r}: the recipe has no section {parent!r}")
         place[leaf] = value
     return from_dict(FitConfig, values)
 

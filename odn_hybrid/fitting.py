@@ -185,7 +185,7 @@ def _recipe(
         changes = {**changes, "data.source": str(data)}
     elif data is not None:
         changes = {**changes, "data.source": OWN}
-    return _changed(config or FitConfig(), changes), module
+    return replace_fields(config or FitConfig(), changes), module
 
 
 def _stored_recipe(out: Path) -> FitConfig | None:
@@ -193,16 +193,6 @@ def _stored_recipe(out: Path) -> FitConfig | None:
     if not (out / CONFIG).is_file():
         return None
     return from_dict(FitConfig, read_json(out / CONFIG).get("recipe"))
-
-
-def _changed(config: FitConfig, changes: dict[str, Any]) -> FitConfig:
-    for name in changes:
-        place: Any = to_dict(config)
-        for parent in name.split(".")[:-1]:
-            place = place.get(parent)
-            if not isinstance(place, dict):
-                raise ConfigError(f"unknown field {name!r}: the recipe has no section {parent!r}")
-    return replace_fields(config, changes)
 
 
 def _backbone(config: FitConfig, module: nn.Module | None, data: Data) -> tuple[nn.Module, BackboneSpec]:
