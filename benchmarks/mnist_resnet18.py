@@ -43,15 +43,18 @@ def published_macs() -> float:
     return 3.0 * forward * PAPER["train_images"]
 
 
-def one_seed(data: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Fit with one seed; returns the figures and the whole history."""
-    run = odn.fit(
-        RECIPE, data, seed=seed, out=folder / f"seed{seed}", listener=lambda row: print(row, flush=True)
-    )
+def one_seed(data: str, seed: int, folder: Path) -> odn.Run:
+    """Fit with one seed."""
+    out = folder / f"seed{seed}"
+    return odn.fit(RECIPE, data, seed=seed, out=out, listener=lambda row: print(row, flush=True))
+
+
+def figures(run: odn.Run) -> dict[str, Any]:
+    """What the record keeps of a run: the figures and the whole history."""
     report = run.report_
     kept = next(row for row in report["exits"] if row["exit"] == report["static"]["exit"])
     return {
-        "seed": seed,
+        "seed": run.parts.config["recipe"]["seed"],
         "static": report["static"],
         "test_accuracy": kept["accuracy"]["test"],
         "selection_accuracy": kept["accuracy"]["selection"],
@@ -72,13 +75,16 @@ def one_seed(data: str, seed: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the seeds and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", help="the .npz, unless --runs")
+    parser.add_argument("--runs", nargs="+", help="record finished runs of the recipe instead of fitting")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--name", default="mnist_resnet18")
     parser.add_argument("--out", help="keep the run directories here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        runs = [one_seed(args.data, int(seed), Path(args.out or folder)) for seed in args.seeds.split(",")]
+        seeds, out = args.seeds.split(","), Path(args.out or folder)
+        fitted = [odn.load(path) for path in args.runs or ()]
+        runs = [figures(run) for run in fitted or [one_seed(args.data, int(seed), out) for seed in seeds]]
     published = published_macs()
     accuracies = [run["test_accuracy"]["value"] for run in runs]
     summary = {

@@ -1,7 +1,7 @@
-"""Write the result tables of README.md from the records, between markers; a test checks that they agree.
+"""Write the tables of README.md and theory/ from the records, between markers; a test checks them.
 
-python benchmarks/tables.py            # rewrite README.md
-python benchmarks/tables.py --check    # exit 1 if it would change
+python benchmarks/tables.py            # rewrite them
+python benchmarks/tables.py --check    # exit 1 if that would change one
 """
 
 from __future__ import annotations
@@ -90,7 +90,28 @@ def step_cost() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"quickstart": quickstart, "mnist": mnist, "step_cost": step_cost}
+def certificate_power() -> str:
+    """Share of trials certified, box / exact, by the true rates and the number of images."""
+    record = load("certificate_power")
+    sizes = sorted({row["n"] for row in record["rows"]})
+    lines = [
+        "| $b$, $c$ | " + " | ".join(f"$n$ = {n:,}" for n in sizes) + " |",
+        "| --- | " + " | ".join("---" for _ in sizes) + " |",
+    ]
+    found = {(row["b"], row["c"], row["n"]): row for row in record["rows"]}
+    for b, c in dict.fromkeys((row["b"], row["c"]) for row in record["rows"]):
+        cells = [f"{found[b, c, n]['box']:.2f} / {found[b, c, n]['exact']:.2f}" for n in sizes]
+        lines.append(f"| {100 * b:.2f} %, {100 * c:.2f} % | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+PAGES = ("README.md", "theory/certificate.md")
+TABLES: dict[str, Callable[[], str]] = {
+    "quickstart": quickstart,
+    "mnist": mnist,
+    "step_cost": step_cost,
+    "certificate_power": certificate_power,
+}
 
 
 def filled(text: str) -> str:
@@ -107,17 +128,20 @@ def filled(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrite or check README.md."""
+    """Rewrite or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = filled(before)
-    if args.check:
-        return int(before != after)
-    path.write_text(after, encoding="utf-8")
-    return 0
+    status = 0
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if args.check:
+            status |= int(before != after)
+        else:
+            path.write_text(after, encoding="utf-8")
+    return status
 
 
 if __name__ == "__main__":

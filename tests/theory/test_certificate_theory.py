@@ -75,7 +75,7 @@ def test_lemma_1_the_certified_outcomes_are_monotone(drop):
 
 @pytest.mark.parametrize(("b", "c"), [(0.01, 0.007), (0.015, 0.01), (0.004, 0.001)])
 def test_the_page_shows_the_power_that_simulation_finds(b, c):
-    row = re.search(rf"\| {100 * b:.1f} %, {100 * c:.1f} % \|(.*)\|", PAGE.read_text(encoding="utf-8"))
+    row = re.search(rf"\| {100 * b:.2f} %, {100 * c:.2f} % \|(.*)\|", PAGE.read_text(encoding="utf-8"))
     assert row is not None
     cells = [tuple(map(float, cell.split("/"))) for cell in row[1].split("|")]
     rng = np.random.default_rng(0)
