@@ -21,7 +21,8 @@ def write_record(name: str, claim: str, data: dict[str, Any]) -> Path:
     record = {
         "claim": claim,
         "command": command,
-        "commit": _commit(),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "environment": environment(),
         **data,
     }
@@ -36,6 +37,6 @@ def _without_folders(argument: str) -> str:
     return Path(argument).name if Path(argument).is_absolute() else argument
 
 
-def _commit() -> str | None:
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RECORDS.parent)
+def _git(*arguments: str) -> str | None:
+    asked = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RECORDS.parent)
     return asked.stdout.strip() or None
