@@ -12,7 +12,7 @@ PYTEST_ARGS ?= -n logical --maxprocesses=4 --dist=loadfile
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format lock clean
+.PHONY: help setup demo test test-long sweep lint format lock clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,11 @@ test: lint  ## lint, types and the fast tests: what CI runs (offline after set-u
 
 test-long: setup  ## the tests that train or measure for minutes
 	$(PYTEST) -m long --timeout=3600
+
+sweep: setup  ## split all of timm, check the smallest model of every family (about 20 minutes on 2 cores)
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/sweep.py; status=$$?; \
+	  $(BIN)/python benchmarks/coverage.py --recount && $(BIN)/python benchmarks/tables.py && exit $$status
 
 lint: setup  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .

@@ -1,4 +1,6 @@
-"""Write the tables of README.md and theory/ from the records, between markers; a test checks them.
+"""Write the tables of README.md and theory/ from the records, between markers, and docs/models.md as a whole.
+
+A test checks that they are what the records say.
 
 python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # exit 1 if that would change one
@@ -13,6 +15,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from models_page import page as models_page
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -114,6 +118,20 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+#: Pages that are nothing but a record's tables: the records they need, and how they are written.
+WHOLE: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+    "docs/models.md": (("coverage", "sweep"), models_page),
+}
+
+
+def whole(page: str) -> str | None:
+    """The text of a page of `WHOLE`; None while a record that it needs was not written yet."""
+    records, write = WHOLE[page]
+    if all((RECORDS / f"{name}.json").is_file() for name in records):
+        return write(*map(load, records))
+    return None
+
+
 def filled(text: str) -> str:
     """`text` with every marked block replaced by its table."""
     for name, table in TABLES.items():
@@ -127,21 +145,29 @@ def filled(text: str) -> str:
     return text
 
 
+def pages() -> dict[str, tuple[str, str]]:
+    """Per page, what stands there and what should."""
+    found = {}
+    for page in PAGES:
+        before = (ROOT / page).read_text(encoding="utf-8")
+        found[page] = (before, filled(before))
+    for page in WHOLE:
+        path, after = ROOT / page, whole(page)
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found[page] = (before, before if after is None else after)
+    return found
+
+
 def main() -> int:
     """Rewrite or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    status = 0
-    for page in PAGES:
-        path = ROOT / page
-        before = path.read_text(encoding="utf-8")
-        after = filled(before)
-        if args.check:
-            status |= int(before != after)
-        else:
-            path.write_text(after, encoding="utf-8")
-    return status
+    changed = {page: after for page, (before, after) in pages().items() if before != after}
+    if not args.check:
+        for page, after in changed.items():
+            (ROOT / page).write_text(after, encoding="utf-8")
+    return int(args.check and bool(changed))
 
 
 if __name__ == "__main__":

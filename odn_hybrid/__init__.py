@@ -2,7 +2,7 @@
 
 >>> import odn_hybrid as odn
 >>> sorted(odn.__all__)[:3]
-['Costs', 'FitConfig', 'HaltingModel']
+['Costs', 'DepthPlan', 'FitConfig']
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from odn_hybrid.cost import count_costs as count_costs
     from odn_hybrid.deploy.halting import HaltingModel as HaltingModel
     from odn_hybrid.deploy.halting import HaltingOutput as HaltingOutput
+    from odn_hybrid.deploy.truncate import cut as cut
     from odn_hybrid.errors import OdnError as OdnError
     from odn_hybrid.exits import MultiExit as MultiExit
     from odn_hybrid.exits import register_head as register_head
@@ -28,12 +29,16 @@ if TYPE_CHECKING:
     from odn_hybrid.run import Run as Run
     from odn_hybrid.run import compare as compare
     from odn_hybrid.training.objectives import register_objective as register_objective
+    from odn_hybrid.trunk import DepthPlan as DepthPlan
     from odn_hybrid.trunk import State as State
     from odn_hybrid.trunk import Trunk as Trunk
+    from odn_hybrid.trunk import prefix as prefix
+    from odn_hybrid.trunk import thin as thin
 
 # Importing torch and timm takes seconds, so each name is loaded when it is first used.
 _HOMES = {
     "Costs": "cost",
+    "DepthPlan": "trunk",
     "FitConfig": "config",
     "HaltingModel": "deploy.halting",
     "HaltingOutput": "deploy.halting",
@@ -44,12 +49,15 @@ _HOMES = {
     "Trunk": "trunk",
     "compare": "run",
     "count_costs": "cost",
+    "cut": "deploy.truncate",
     "fit": "fitting",
     "load": "artifacts",
     "load_recipe": "config",
+    "prefix": "trunk",
     "register_head": "exits",
     "register_objective": "training.objectives",
     "save": "artifacts",
+    "thin": "trunk",
 }
 
 __all__ = ["__version__", *_HOMES]

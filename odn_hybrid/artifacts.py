@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from odn_hybrid.backbone import BackboneSpec, build_backbone, evaluating, spec_o
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import count_costs
 from odn_hybrid.data import Preprocess
+from odn_hybrid.deploy.cutting import CutPlan, build_cut
 from odn_hybrid.deploy.halting import HaltingModel
-from odn_hybrid.deploy.truncate import CutPlan, build_cut
 from odn_hybrid.errors import ConfigError, ModelError, RunDirError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord
@@ -49,10 +50,10 @@ MAX_OUTPUT_BYTES = 256 << 20  # recorded outputs beyond this are recomputed from
 
 
 def save(thing: Any, path: str | Path) -> Path:
-    """Save a run, a static model (`run.truncate()`) or a halting model (`run.dynamic()`) to a directory.
+    """Save a run, a static model (of `run.truncate()` or `cut()`) or a halting one (`run.dynamic()`).
 
     Raises:
-        RunDirError: the directory holds something already. StorageError: the disk refuses.
+        RunDirError: the directory at `path` holds something already. StorageError: the disk refuses.
         ConfigError: not something of ours.
     """
     path = Path(path)
@@ -67,7 +68,7 @@ def save(thing: Any, path: str | Path) -> Path:
         files, description = {WEIGHTS_FILE: thing.state_dict()}, _static_description(thing)
     else:
         raise ConfigError(
-            f"cannot save a {type(thing).__name__}: save takes a run, run.truncate() or run.dynamic()"
+            f"cannot save a {type(thing).__name__}: save takes a run, run.truncate(), run.dynamic() or cut()"
         )
     _check_rebuilds(thing, files, description)
     _write(path, files, description)
@@ -195,7 +196,7 @@ def _halting_files(model: HaltingModel) -> tuple[dict[str, dict[str, Tensor]], d
         "schema": SCHEMA,
         "format": "odn-halting",
         "backbone": spec.to_dict(),
-        "exits": {"head": network.config.head, "args": network.config.args, "every": network.config.every},
+        "exits": asdict(network.config),
         "image_shape": list(network.trunk.image_shape),
         "policy": model.policy.to_dict(),
         "gather": model.gather,

@@ -28,6 +28,7 @@ __all__ = [
     "input_channels",
     "load_checkpoint",
     "spec_of",
+    "unwrapped",
 ]
 
 
@@ -151,7 +152,9 @@ def with_small_stem(model: nn.Module) -> nn.Module:
 
 
 def input_channels(model: nn.Module) -> int:
-    """Channels of the image the model takes: those of its first convolution (3 if it has none)."""
+    """Channels of the image the model takes: what it says, else those of its first convolution, else 3."""
+    if isinstance(getattr(model, "in_chans", None), int):
+        return int(model.in_chans)  # type: ignore[arg-type]
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
@@ -162,8 +165,9 @@ def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
     """The only (height, width) the model takes, or None if it takes many."""
     if getattr(model, "dynamic_img_size", False):
         return None
-    patch = getattr(model, "patch_embed", None)
-    size = getattr(patch, "img_size", None) or getattr(model, "image_size", None)
+    patches = (getattr(model, name, None) for name in ("patch_embed", "stem"))
+    sizes = [*(getattr(patch, "img_size", None) for patch in patches), getattr(model, "image_size", None)]
+    size = next(filter(None, sizes), None)
     if size is not None:
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     cfg = getattr(model, "pretrained_cfg", None) or {}
@@ -264,7 +268,18 @@ def _same_structure(model: nn.Module, twin: nn.Module) -> bool:
     return shapes == {key: tuple(value.shape) for key, value in twin.state_dict().items()}
 
 
-# --- modes ----------------------------------------------------------------------------------------
+# --- wrappers and modes ---------------------------------------------------------------------------
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what `torch.compile`, DataParallel and the like put around it: with its own keys."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__module__.startswith(("torch.nn.parallel", "torch.distributed")):
+            inner = getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 @contextmanager

@@ -77,11 +77,18 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExitConfig:
-    """Where exits stand and what their heads are. `every=2` puts an exit after every second unit."""
+    """Where exits stand and what their heads are. `every=2` puts an exit after every second unit.
+
+    With `plan="thin"` the exits are the whole network with fewer and fewer units removed inside its stages,
+    from the thinnest to the whole. `every=2` adds two units from one to the next. All answer with the
+    backbone's own head; `head` and `args` are for the exits of prefix plans. An input cannot go on from one
+    thin network to the next, so that there is no dynamic halting.
+    """
 
     head: str = "linear"
     args: dict[str, Any] = field(default_factory=dict)
     every: int = 1
+    plan: Literal["prefix", "thin"] = "prefix"
 
 
 @dataclass(frozen=True, kw_only=True)

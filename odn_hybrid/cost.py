@@ -1,7 +1,7 @@
 """What depth costs: MACs, parameters, bytes per unit and per exit; and the one timing helper.
 
 MACs are counted by torch's own FLOP counter (two FLOPs are one MAC) on one image. A static model pays
-for its prefix and one head; a dynamic one for the prefix and every head it passed.
+for its units and one head; a dynamic one for its units and every head it passed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from odn_hybrid.backbone import evaluating
 from odn_hybrid.errors import ConfigError
-from odn_hybrid.exits import MultiExit
+from odn_hybrid.exits import MultiExit, forks_of, unused_modules
 
 __all__ = ["Costs", "Timing", "count_costs", "count_macs", "measure", "size_of"]
 
@@ -31,32 +31,48 @@ class Costs:
     Attributes:
         stem, units: MACs of the stem and of each unit.
         heads: MACs of each exit's head; the last is the backbone's own tail.
-        exit_units: units that each exit needs.
+        plans: per exit, the numbers (from 0) of the units it runs.
+        passed: whether an input on its way to an exit passes the heads of shallower ones.
         params, bytes: size of the static model cut at each exit (parameters; fp32 bytes with buffers).
     """
 
     stem: int
     units: tuple[int, ...]
     heads: tuple[int, ...]
-    exit_units: tuple[int, ...]
+    plans: tuple[tuple[int, ...], ...]
     params: tuple[int, ...]
     bytes: tuple[int, ...]
+    passed: bool = True
 
     def prefix(self, exit: int) -> int:
-        """MACs of stem and units up to exit 1..K."""
-        return self.stem + sum(self.units[: self.exit_units[exit - 1]])
+        """MACs of stem and units of exit 1..K."""
+        return self.stem + sum(self.units[unit] for unit in self.plans[exit - 1])
 
     def static(self, exit: int) -> int:
-        """MACs of a static model cut at this exit: its prefix and one head."""
+        """MACs of a static model cut at this exit: stem, its units and one head."""
         return self.prefix(exit) + self.heads[exit - 1]
 
     def dynamic(self, exit: int) -> int:
-        """MACs of an input that halts at this exit: its prefix and every head up to it."""
-        return self.prefix(exit) + sum(self.heads[:exit])
+        """MACs of an input that halts at this exit: stem, its units and every head up to it.
+
+        A thin network is chosen before it runs; it passes no other head.
+        """
+        return self.prefix(exit) + sum(self.heads[:exit]) if self.passed else self.static(exit)
+
+    def joint(self, exit: int) -> int:
+        """MACs of one forward that answers at all of exits 1 to `exit`, as training does.
+
+        With prefix plans this is `dynamic(exit)`. Of thin networks each goes on from the first unit that it
+        runs and the one before does not.
+        """
+        total = self.stem
+        for plan, fork, head in zip(self.plans[:exit], forks_of(self.plans), self.heads, strict=False):
+            total += head + sum(self.units[unit] for unit in plan if unit >= fork)
+        return total
 
     @property
     def cumulative(self) -> tuple[int, ...]:
-        """Dynamic MACs to exits 1..K: the cost that halting policies see."""
+        """Dynamic MACs of exits 1..K: the cost that halting policies and objectives see."""
         return tuple(self.dynamic(k) for k in range(1, len(self.heads) + 1))
 
 
@@ -95,17 +111,20 @@ def count_costs(network: MultiExit) -> Costs:
 def _count(network: MultiExit, images: Tensor) -> Costs:
     trunk = network.trunk
     stem = count_macs(lambda: trunk.stem(images))
-    state = trunk.stem(images)
-    units, heads = [], []
-    for depth in range(1, len(trunk) + 1):
-        before = state
-        units.append(count_macs(lambda s=before, d=depth: trunk.run(s, d - 1, d)))  # type: ignore[misc]
-        state = trunk.run(state, depth - 1, depth)
-        if depth in network.units:
-            number = network.units.index(depth) + 1
-            heads.append(count_macs(lambda s=state, n=number: network.classify(n, s)))  # type: ignore[misc]
+    states = [trunk.stem(images)]
+    units = []
+    for depth in range(len(trunk)):
+        before = states[-1]
+        units.append(count_macs(lambda s=before, d=depth: trunk.run(s, d, d + 1)))  # type: ignore[misc]
+        states.append(trunk.run(before, depth, depth + 1))
+    at = [states[units if network.shares_prefix else -1] for units in network.units]
+    heads = [
+        count_macs(lambda s=state, n=number: network.classify(n, s))  # type: ignore[misc]
+        for number, state in enumerate(at, start=1)
+    ]
     params, sizes = _sizes(network)
-    return Costs(stem, tuple(units), tuple(heads), network.units, params, sizes)
+    plans = tuple(plan.keep for plan in network.plans)
+    return Costs(stem, tuple(units), tuple(heads), plans, params, sizes, network.shares_prefix)
 
 
 @contextmanager
@@ -125,16 +144,12 @@ def _sizes(network: MultiExit) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes of the static models: the whole backbone less what a cut removes, plus the exit's head."""
     trunk, model = network.trunk, network.backbone
     whole_params, whole_bytes = size_of([model])
-    after = [model.get_submodule(name) for name in trunk.after_names]
     params, sizes = [], []
-    for number, depth in enumerate(network.units, start=1):
-        if number == len(network):
-            params.append(whole_params)
-            sizes.append(whole_bytes)
-            continue
-        gone = [model.get_submodule(n) for unit in trunk.unit_names[depth:] for n in unit] + after
-        gone_params, gone_bytes = size_of(gone)
-        head_params, head_bytes = size_of([network.heads[number - 1]])
+    for number, plan in enumerate(network.plans, start=1):
+        own = network.own_head(number)
+        units, after = unused_modules(trunk, plan, own_head=own)
+        gone_params, gone_bytes = size_of([model.get_submodule(name) for name in [*units, *after]])
+        head_params, head_bytes = size_of([] if own else [network.heads[number - 1]])
         params.append(whole_params - gone_params + head_params)
         sizes.append(whole_bytes - gone_bytes + head_bytes)
     return tuple(params), tuple(sizes)

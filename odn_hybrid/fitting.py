@@ -30,9 +30,15 @@ from odn_hybrid.outputs import record_outputs
 from odn_hybrid.run import Run, RunParts
 from odn_hybrid.rundir import CONFIG, SCHEMA, RunDir, environment, read_json
 from odn_hybrid.training.device import accelerator_on
-from odn_hybrid.training.engine import Engine, Listener, own_randomness, train_macs_per_image
+from odn_hybrid.training.engine import (
+    Engine,
+    Listener,
+    own_randomness,
+    train_macs_per_image,
+    trains_alone,
+)
 from odn_hybrid.training.expansion import Expansion
-from odn_hybrid.training.objectives import build_objective
+from odn_hybrid.training.objectives import PLAIN, build_objective
 from odn_hybrid.trunk import Trunk
 
 __all__ = ["fit"]
@@ -44,6 +50,7 @@ OWN = "own"
 SHORT = {
     "loss": "objective.name",
     "head": "exits.head",
+    "plan": "exits.plan",
     "target_accuracy": "choice.target_accuracy",
     "tolerance": "choice.tolerance",
     "data_root": "data.root",
@@ -77,8 +84,9 @@ def fit(
         config: all choices at once; `overrides` changes dotted fields, e.g. {"optim.lr": 0.05}.
         resume: go on with the interrupted fit in `out`.
         listener: called with a dictionary after every epoch.
-        **options: loss, head, target_accuracy, tolerance, data_root, regime, precision, device, seed:
-            short for the recipe's fields of the same meaning.
+        **options: loss, head, plan, target_accuracy, tolerance, data_root, regime, precision, device, seed:
+            short for the recipe's fields of the same meaning. `plan="thin"` trains thinner versions of the
+            whole network instead of prefixes; see `ExitConfig`.
 
     Returns:
         A `Run`: `exits_`, `depth_`, `truncate()`, `dynamic()`, `compare()`.
@@ -100,7 +108,9 @@ def fit(
         config = _stored_recipe(Path(str(out)))
     config, module = _recipe(model, data, config, changes)
     backbone = module if module is None or inplace else copy.deepcopy(module)
-    rundir = None if out is None else RunDir.create(out, to_dict(config), resume=resume)
+    rundir = None
+    if out is not None:
+        rundir = RunDir.create(out, to_dict(config), resume=resume, complete=_completed)
     if rundir is not None and rundir.finished:
         rundir.clear_checkpoint()  # it was killed after its last word
         with own_randomness(config.seed):
@@ -195,6 +205,14 @@ def _stored_recipe(out: Path) -> FitConfig | None:
     return from_dict(FitConfig, read_json(out / CONFIG).get("recipe"))
 
 
+def _completed(recipe: Any) -> Any:
+    """A stored recipe with the defaults of fields that are younger than it."""
+    try:
+        return to_dict(from_dict(FitConfig, recipe))
+    except ConfigError:  # damaged, or of a later release: what compares it will say so
+        return recipe
+
+
 def _backbone(config: FitConfig, module: nn.Module | None, data: Data) -> tuple[nn.Module, BackboneSpec]:
     if module is not None:
         return module, spec_of(module, data.num_classes)
@@ -261,14 +279,15 @@ def _engine(
             f"num_classes={data.num_classes}, or pass its name so that this is done for you"
         )
     train = data.splits["train"]
-    batch = config.optim.batch_size
+    batch, alone = config.optim.batch_size, trains_alone(network, config.objective.name)
+    exits = range(1, len(network) + 1)
     rules = Expansion(
         config.expansion,
         config.choice,
         exits=len(network),
         steps_per_epoch=max(1, len(train) // batch),
-        epoch_macs=[train_macs_per_image(costs, m) * len(train) for m in range(1, len(network) + 1)],
-        plain=config.objective.name == "cross_entropy",
+        epoch_macs=[train_macs_per_image(costs, m, alone=alone) * len(train) for m in exits],
+        plain=config.objective.name == PLAIN,
     )
     return Engine(
         network,

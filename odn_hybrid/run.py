@@ -16,7 +16,7 @@ from odn_hybrid.data import Data, Preprocess, load_data
 from odn_hybrid.deploy.choice import choose_exit
 from odn_hybrid.deploy.comparison import IMAGES_PER_ROUND, compare_models, first_images
 from odn_hybrid.deploy.dynamic import make_dynamic, uncertified_policy
-from odn_hybrid.deploy.halting import HaltingModel
+from odn_hybrid.deploy.halting import NO_HALTING, HaltingModel
 from odn_hybrid.deploy.truncate import truncate
 from odn_hybrid.errors import CertificateError, ConfigError, DataError
 from odn_hybrid.exits import MultiExit
@@ -46,7 +46,8 @@ class Run:
     """A finished fit.
 
     Attributes:
-        exits_: one dictionary per exit: exit, units, trained, accuracy with interval, MACs, params, bytes.
+        exits_: one dictionary per exit: exit, units, which of them it keeps, trained, accuracy with interval,
+            MACs, params, bytes.
         depth_: the static choice: exit, units, reason.
         report_: everything that `report.json` holds.
         transform: images as files hold them -> what the models take, (batch, channels, height, width).
@@ -109,13 +110,13 @@ class Run:
         max_bytes: float | None = None,
         max_latency_ms: float | None = None,
     ) -> nn.Module:
-        """A plain model cut at the static choice, at `depth` units, or at the best exit within a budget.
+        """A plain model: the static choice, the exit with `depth` units, or the best within a budget.
 
         Budgets are per image: MACs, parameters, fp32 bytes, or milliseconds at batch 1 on the device of the
         network, measured now. Among the trained exits that fit, the one most accurate on the selection split.
 
         Raises:
-            ModelError: no exit stands at that depth. BudgetError: no trained exit fits.
+            ModelError: no exit has that depth. BudgetError: no trained exit fits.
             ConfigError: more than one wish at once.
         """
         exit = choose_exit(
@@ -130,7 +131,7 @@ class Run:
             max_latency_ms=max_latency_ms,
         )
         if not self.exits_[exit - 1]["trained"]:
-            text = f"exit {exit} was never trained: this model's head is untrained (see the table of exits)"
+            text = f"exit {exit} was never trained: expect poor answers (see the table of exits)"
             warnings.warn(text, UserWarning, stacklevel=2)
         model = truncate(self.network, exit, self.parts.spec)
         model.__dict__["transform"] = self.transform
@@ -153,7 +154,10 @@ class Run:
             CertificateError: the promise cannot be given; the message says what it would need. With
                 `certify=False` there is no promise, and the threshold is the loosest that loses at most
                 `drop` on the calibration split.
+            ConfigError: the exits are thin networks, in which inputs cannot halt.
         """
+        if not self.network.shares_prefix:
+            raise ConfigError(NO_HALTING)
         recipe = self.parts.config["recipe"]["dynamic"]
         drop = recipe["drop"] if drop is None else drop
         delta = recipe["delta"] if delta is None else delta

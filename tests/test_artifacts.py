@@ -154,7 +154,7 @@ def test_places_that_are_taken(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("thing", [nn.Linear(2, 2), {"a": 1}, None])
 def test_things_that_are_not_ours(thing: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"save takes a run, run.truncate\(\) or run.dynamic\(\)"):
+    with pytest.raises(ConfigError, match=r"save takes a run, run.truncate\(\), run.dynamic\(\) or cut\(\)"):
         odn.save(thing, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -91,7 +91,7 @@ def test_costs_grow_with_depth(name: str) -> None:
 def test_exits_at_every_second_unit() -> None:
     every = count_costs(MultiExit(Trunk(Toy(), image_size=8)))
     second = count_costs(MultiExit(Trunk(Toy(), image_size=8), ExitConfig(every=2)))
-    assert second.exit_units == (2, 3)
+    assert second.plans == ((0, 1), (0, 1, 2))
     assert second.units == every.units
     assert second.static(1) == every.static(2)
     assert second.dynamic(2) == every.dynamic(3) - 40  # one head fewer was passed

@@ -89,7 +89,11 @@ def test_report_has_every_field_of_the_contract(run: Run) -> None:
     for row in report["exits"]:
         assert set(row) >= {
             "exit", "units", "trained", "macs_static", "macs_dynamic", "params", "bytes", "accuracy",
+            "plan", "keep", "macs_joint",
         }  # fmt: skip
+        assert (row["plan"], row["keep"]) == ("prefix", list(range(row["units"])))
+        assert row["macs_joint"] == row["macs_dynamic"]
+    assert report["no_dynamic"] is None
 
 
 def test_figures_agree_with_each_other(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Every figure in README.md and theory/ comes from a committed record: the tables agree with them."""
+"""Every figure in README.md, theory/ and docs/ comes from a committed record: the pages agree with them."""
 
 import importlib.util
 import json
@@ -10,20 +10,65 @@ ROOT = Path(__file__).parent.parent
 RECORDS = sorted((ROOT / "benchmarks" / "records").glob("*.json"))
 
 
-def tables():
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_pages_say_what_the_records_say():
-    module = tables()
-    texts = [(ROOT / page).read_text(encoding="utf-8") for page in module.PAGES]
-    for name in module.TABLES:
+def test_pages_say_what_the_records_say(tables):
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in tables.PAGES]
+    for name in tables.TABLES:
         assert sum(f"<!-- table: {name} -->" in text for text in texts) == 1
-    for text in texts:
-        assert module.filled(text) == text, "run: python benchmarks/tables.py"
+    for page, (there, right) in tables.pages().items():
+        assert there == right, f"{page}: run python benchmarks/tables.py"
+
+
+COVERAGE = {
+    "summary": {
+        "names": 12, "split": 9, "split_share": 0.75, "counted": 6, "counted_share": 0.5,
+        "families_not_passed": ["bent"], "minutes": 4.2, "processes": 2,
+    },
+    "families": {
+        "bent": {"names": 3, "split": 3, "rest": []},
+        "resnet": {"names": 6, "split": 6, "rest": []},
+        "vgg": {
+            "names": 3, "split": 0,
+            "rest": [{"reason": "'stages_0' is_not <one>", "count": 3, "examples": ["vgg11", "vgg13"]}],
+        },
+    },
+    "traced_by": None,
+    "environment": {"timm": "1.2.3"},
+}  # fmt: skip
+CHECK = {
+    "passed": True, "model": "resnet10t", "image_size": [176, 176], "units": 4, "macs": 700_000_000,
+    "reason": "", "resumed_difference": 0.0, "part_difference": 2.4e-7,
+}  # fmt: skip
+SWEEP = {
+    "summary": {
+        "families": 3, "claimed": 2, "passed": 1, "minutes": 6.0, "processes": 2,
+        "allowed": {"resumed_difference": 1e-5, "part_difference": 1e-4},
+    },
+    "families": {
+        "bent": {**CHECK, "passed": False, "model": "bent_s", "reason": "the resumed run differs"},
+        "resnet": CHECK,
+        "vgg": {"passed": False, "model": None, "reason": "no blocks"},
+    },
+}  # fmt: skip
+
+
+def test_the_page_of_models_tells_figures_and_reasons(tables):
+    text = tables.models_page(COVERAGE, SWEEP)
+    assert "| names in timm 1.2.3 | 12 |" in text
+    assert "9 (75.0 %)" in text and "6 (50.0 %)" in text
+    assert "| resnet | 6 | 6 | resnet10t | 176 x 176 | 4 | 700 | 0 | 2e-07 |" in text
+    assert "| vgg | 3 | 0 | - |" in text and "| bent | 3 | 3 | bent_s: failed |" in text
+    assert "- **vgg** (3 of 3: `vgg11`, `vgg13`, ...): 'stages\\_0' is\\_not \\<one\\>" in text
+    assert "- **bent** (not counted; `bent_s` failed): the resumed run differs" in text
+    assert all(not line.endswith(" ") for line in text.splitlines()) and text.endswith("\n")
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)

@@ -56,6 +56,17 @@ def make_report(*, trained: int = 4, certified: bool = True) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def make_thin_report() -> dict[str, Any]:
+    """Of a network with 50 units in four stages, as long as any."""
+    report = make_report()
+    keep = [[*range(3), *range(3, 5), *range(11, 12 + 5 * k), *range(47, 48)] for k in range(1, 5)]
+    for row, kept in zip(report["exits"], keep, strict=True):
+        row.update(plan="thin", keep=kept, units=len(kept), macs_dynamic=row["macs_static"])
+    report.update(dynamic=None, no_dynamic="inputs cannot halt in a network of thin plans; truncate it")
+    report["static"]["units"] = len(keep[1])
+    return report
+
+
 def make_comparison(report: dict[str, Any], sizes: tuple[int, ...] = (1, 16, 64)) -> dict[str, Any]:
     exits = {row["exit"]: row for row in report["exits"]}
     rows = []
@@ -120,6 +131,14 @@ def test_narrow_intervals_get_two_decimals() -> None:
     report = make_report()
     report["exits"][1]["accuracy"]["test"] = accuracy(0.9931, 10_000, 0.002)
     assert "99.31 [99.11, 99.41]" in line_of(shown(exits_table(report)), "2 ")
+
+
+def test_thin_networks_show_which_units_they_keep() -> None:
+    text = shown(exits_table(make_thin_report()), 120)
+    row = line_of(text, "2 *")
+    assert row.split()[2:7] == ["17", "0-4", "11-21", "47", "97.0"] and "dyn." not in text
+    assert "kept: units of the thin network, from 0" in " ".join(text.split())
+    assert "kept" not in shown(exits_table(make_report()))
 
 
 def test_stages_and_times_are_shown_where_known() -> None:
@@ -194,6 +213,13 @@ def test_explain_knows_a_bare_refusal_and_no_dynamic_model() -> None:
     assert "Dynamic halting: none" in explain(report)
 
 
+def test_explain_tells_what_a_thin_network_keeps_and_why_nothing_halts() -> None:
+    text = explain(make_thin_report())
+    assert "It keeps units 0-4, 11-21, 47 (numbered from 0) and the network's own head." in text
+    assert "Dynamic halting: none; inputs cannot halt in a network of thin plans; truncate it." in text
+    assert "keeps units" not in explain(make_report())
+
+
 def test_explain_names_an_untrained_full_network() -> None:
     assert "full network was not trained: drops are measured against exit 3" in explain(
         make_report(trained=3)
@@ -218,14 +244,14 @@ def test_a_reference_may_be_a_plain_number() -> None:
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    comparison = make_comparison(report)
+    comparison = make_comparison(report) if report["dynamic"] else None
     return [exits_table(report), summary_table(report, comparison), summary_table(report, None)]
 
 
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("trained", [3, 4])
-def test_nothing_is_cut_off_at_usual_widths(width: int, trained: int) -> None:
-    report = make_report(trained=trained, certified=False)
+@pytest.mark.parametrize("trained", [3, 4, None])
+def test_nothing_is_cut_off_at_usual_widths(width: int, trained: int | None) -> None:
+    report = make_report(trained=trained, certified=False) if trained else make_thin_report()
     for row in report["exits"]:  # the widest cells there are
         row.update(macs_static=12_300_000, macs_dynamic=556_000_000, params=11_200_000, bytes=44_700_000)
         if row["trained"]:

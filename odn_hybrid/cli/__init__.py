@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from odn_hybrid._version import __version__
+from odn_hybrid.cli.models import list_models
 from odn_hybrid.errors import ConfigError, OdnError
 
 __all__ = ["main"]
@@ -83,6 +84,9 @@ def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=click.Path(path_type=Path), help="Directory for the run [default: runs/NAME].")
 @click.option("--loss", help="Objective: depth_reg, joint or cross_entropy.")
 @click.option("--head", help="Exit head: linear, grid or attention.")
+@click.option(
+    "--plan", help="prefix (exits after ever more units) or thin (units removed inside every stage)."
+)
 @click.option("--target", "target_accuracy", type=float, help="Accuracy to reach, as a fraction (0.995).")
 @click.option("--tolerance", type=float, help="Accuracy that may be lost, as a fraction (0.01).")
 @click.option("--seed", type=int, help="Seed of splits, weights and batches.")
@@ -157,6 +161,7 @@ def report(run: Path, as_json: bool) -> None:
 def truncate(run: Path, out: Path, as_json: bool, **wishes: Any) -> None:
     """Cut the model of a finished RUN and save it as a plain small model."""
     from odn_hybrid.artifacts import load_run, save
+    from odn_hybrid.report.wording import ranges
 
     loaded = load_run(run)
     model = loaded.truncate(**wishes)
@@ -169,7 +174,8 @@ def truncate(run: Path, out: Path, as_json: bool, **wishes: Any) -> None:
         size = (
             f"{row['params']:,} parameters, {row['bytes'] / 1e6:.2f} MB, {row['macs_static'] / 1e6:.1f} MMACs"
         )
-        click.echo(f"{out}: exit {plan.exit}, {plan.depth} units, {size}")
+        kept = f" ({ranges(plan.keep)})" if plan.kind == "thin" else ""
+        click.echo(f"{out}: exit {plan.exit}, {plan.depth} units{kept}, {size}")
 
 
 @cli.command(epilog="Example: odn compare runs/quickstart --batch 1,16,64")
@@ -195,6 +201,9 @@ def compare(run: Path, batch: str, data: str | None, device: str, as_json: bool)
         _print_json(found)
     else:
         _show_comparison(loaded.report_)
+
+
+cli.add_command(list_models)
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -10,11 +10,13 @@ from odn_hybrid.config import FitConfig
 from odn_hybrid.cost import Costs, size_of
 from odn_hybrid.data import Data
 from odn_hybrid.deploy.dynamic import evaluate_policy, make_dynamic, uncertified_policy
+from odn_hybrid.deploy.halting import NO_HALTING
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord
 from odn_hybrid.rundir import SCHEMA, environment
 from odn_hybrid.stopping import choose_depth, wilson
 from odn_hybrid.training.expansion import Progress
+from odn_hybrid.training.objectives import PLAIN
 
 __all__ = ["conclude"]
 
@@ -38,10 +40,15 @@ def conclude(
         name: what the report calls the model.
     """
     reference = progress.current
-    plain = config.objective.name == "cross_entropy"
+    plain = config.objective.name == PLAIN
     trained = [k == reference if plain else k <= reference for k in range(1, len(network) + 1)]
     static = _choose(config, records["selection"], reference, trained)
-    dynamic, policy = _dynamic(network, config, costs, reference, trained, records)
+    missing = _no_dynamic(network, reference, trained)
+    dynamic, policy = (
+        _dynamic(network, config, costs, reference, records)
+        if missing is None
+        else (None, _no_policy(missing))
+    )
     report = {
         "schema": SCHEMA,
         "model": name,
@@ -54,6 +61,7 @@ def conclude(
         "exits": [_exit_row(k, network, costs, trained[k - 1], records) for k in range(1, len(network) + 1)],
         "static": {**static, "units": network.units[static["exit"] - 1]},
         "dynamic": dynamic,
+        "no_dynamic": missing,
         "comparison": None,
         "search": {
             "epochs": progress.epoch,
@@ -103,12 +111,8 @@ def _dynamic(
     config: FitConfig,
     costs: Costs,
     reference: int,
-    trained: list[bool],
     records: dict[str, ExitRecord],
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    if reference == 1 or not all(trained[:reference]):
-        why = "one exit only" if reference == 1 else "the objective trains one exit only"
-        return None, {"schema": SCHEMA, "policy": None, "reason": f"no dynamic halting: {why}", "ledger": []}
+) -> tuple[dict[str, Any], dict[str, Any]]:
     drop, delta = config.dynamic.drop, config.dynamic.delta
     made = make_dynamic(
         network,
@@ -150,6 +154,19 @@ def _dynamic(
     return dynamic, policy
 
 
+def _no_dynamic(network: MultiExit, reference: int, trained: list[bool]) -> str | None:
+    """Why inputs cannot halt; None where they can."""
+    if not network.shares_prefix:
+        return NO_HALTING
+    if reference == 1:
+        return "one exit only"
+    return None if all(trained[:reference]) else "the objective trains one exit only"
+
+
+def _no_policy(why: str) -> dict[str, Any]:
+    return {"schema": SCHEMA, "policy": None, "reason": f"no dynamic halting: {why}", "ledger": []}
+
+
 def _size_upto(network: MultiExit, costs: Costs, reference: int) -> dict[str, int]:
     """Parameters and bytes of a dynamic model: the reference's static model and every head before it."""
     params, size = costs.params[reference - 1], costs.bytes[reference - 1]
@@ -166,12 +183,16 @@ def _exit_row(
         right = records[name].correct[:, k - 1]
         return _accuracy(int(right.sum()), len(right))
 
+    plan = network.plans[k - 1]
     return {
         "exit": k,
-        "units": network.units[k - 1],
+        "units": plan.units,
+        "plan": plan.kind,
+        "keep": list(plan.keep),
         "trained": trained,
         "macs_static": costs.static(k),
         "macs_dynamic": costs.dynamic(k),
+        "macs_joint": costs.joint(k),
         "params": costs.params[k - 1],
         "bytes": costs.bytes[k - 1],
         "accuracy": {"selection": accuracy("selection"), "test": accuracy("test")},

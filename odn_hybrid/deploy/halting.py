@@ -12,7 +12,13 @@ from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.stopping import ConfidencePolicy
 
-__all__ = ["HaltingModel", "HaltingOutput"]
+__all__ = ["NO_HALTING", "HaltingModel", "HaltingOutput"]
+
+#: Why a network of thin plans has no dynamic model.
+NO_HALTING = (
+    "inputs cannot halt in a network of thin plans, where no exit goes on from the one before; "
+    "fit it with exits.plan = 'prefix', or truncate it"
+)
 
 # With gather="auto" survivors move to a smaller batch only when enough have left to pay for the copy.
 WORTH_GATHERING = 0.1
@@ -64,6 +70,8 @@ class HaltingModel(nn.Module):
         super().__init__()
         if gather not in ("always", "auto"):
             raise ConfigError(f"gather is {gather!r}; choose 'always' or 'auto'")
+        if not network.shares_prefix:
+            raise ConfigError(NO_HALTING)
         self.network = network
         self.policy = policy
         self.gather = gather
@@ -89,7 +97,7 @@ class HaltingModel(nn.Module):
         trunk, network = self.network.trunk, self.network
         state = trunk.stem(images)
         for number in range(1, self.last + 1):
-            state = trunk.run(state, state.depth, network.units[number - 1])
+            state = network.advance(state, number)
             answers = network.classify(number, state).float()
             score = self._confidence(answers, number)
             halts = (

@@ -9,9 +9,11 @@ from odn_hybrid.report.wording import (
     accuracy_text,
     count,
     duration,
+    is_thin,
     megabytes,
     needs_whole_report,
     percent,
+    ranges,
     reference_exit,
     reference_name,
     reference_word,
@@ -37,6 +39,9 @@ def _explain_static(report: Data) -> list[str]:
     row, whole = exits[static], exits[last]
     depth = f"exit {static}, {row['units']} of {whole['units']} units"
     lines = [_sentence(f"Static choice: {depth}: {report['static']['reason']}")]
+    if is_thin(report) and static != last:
+        kept = ranges(row["keep"]).replace(" ", ", ")
+        lines.append(f"It keeps units {kept} (numbered from 0) and the network's own head.")
     accuracy = accuracy_text((row["accuracy"] or {}).get("test"))
     cost = f"{megabytes(row['bytes'])} MB and {count(row['macs_static'])} MACs per image"
     if static != last and whole["bytes"] and whole["macs_static"]:
@@ -54,7 +59,8 @@ def _explain_static(report: Data) -> list[str]:
 def _explain_dynamic(report: Data) -> list[str]:
     dynamic = report.get("dynamic")
     if not dynamic:
-        return ["Dynamic halting: none; it needs more than one trained exit."]
+        why = report.get("no_dynamic") or "it needs more than one trained exit"
+        return [_sentence(f"Dynamic halting: none; {why}")]
     lines = []
     if dynamic.get("mean_macs") is not None:
         units = dynamic.get("mean_units")

@@ -14,8 +14,10 @@ from odn_hybrid.report.wording import (
     accuracy_text,
     count,
     data_name,
+    is_thin,
     megabytes,
     needs_whole_report,
+    ranges,
     reference_exit,
     reference_name,
     three,
@@ -23,10 +25,16 @@ from odn_hybrid.report.wording import (
 
 __all__ = ["exits_table", "summary_table"]
 
+MOST_KEPT = 16  # characters; more units wrap
+DYNAMIC = "MACs dyn.: all heads on the way counted"
+KEPT = "kept: units of the thin network, from 0"
+
 
 @needs_whole_report
 def exits_table(report: Data) -> Table:
     """One row per exit: units, accuracy on selection and test, MACs static and dynamic, parameters, MB.
+
+    Of thin networks, in which nothing halts, the units kept stand where the dynamic MACs would.
 
     Args:
         report: the data of `report.json`; exit rows may also hold `stage` (text) and `ms` (per image).
@@ -36,9 +44,12 @@ def exits_table(report: Data) -> Table:
     table = _table(f"Exits of {report['model']} on {data_name(report)}")
     table.add_column("exit", no_wrap=True)
     table.add_column("units", justify="right")
+    thin = is_thin(report)
+    if thin:
+        table.add_column("kept", max_width=MOST_KEPT)
     for name in ("selection %", "test %"):
-        table.add_column(name, justify="right")
-    for name in ("MACs\nstatic", "MACs\ndyn.", "params", "MB"):
+        table.add_column(name, justify="right", no_wrap=thin)  # units wrap first
+    for name in ("MACs" if thin else "MACs\nstatic", *(() if thin else ("MACs\ndyn.",)), "params", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in extras:
         table.add_column("ms/img" if name == "ms" else name, justify="right" if name == "ms" else "left")
@@ -48,9 +59,10 @@ def exits_table(report: Data) -> Table:
         table.add_row(
             f"{row['exit']} {marks}".rstrip(),
             str(row["units"]),
+            *((ranges(row["keep"]),) if thin else ()),
             *_accuracy_cells(row, stacked=bool(extras)),
             count(row["macs_static"]),
-            count(row["macs_dynamic"]),
+            *(() if thin else (count(row["macs_dynamic"]),)),
             count(row["params"]),
             megabytes(row["bytes"]),
             *(_extra(row.get(name)) for name in extras),
@@ -58,7 +70,7 @@ def exits_table(report: Data) -> Table:
         )
     table.caption = Text(
         "* static choice   + reference, against which drops are measured\n"
-        f"accuracy with 95 % interval{_sizes(rows)}; MACs dyn.: all heads on the way counted"
+        f"accuracy with 95 % interval{_sizes(rows)}; {KEPT if thin else DYNAMIC}"
     )
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,9 +15,11 @@ __all__ = [
     "count",
     "data_name",
     "duration",
+    "is_thin",
     "megabytes",
     "needs_whole_report",
     "percent",
+    "ranges",
     "reference_exit",
     "reference_name",
     "reference_word",
@@ -69,6 +71,11 @@ def reference_name(report: Data) -> str:
     return "full" if _is_full(report) else f"reference (exit {reference_exit(report)})"
 
 
+def is_thin(report: Data) -> bool:
+    """Whether the exits are thin networks; reports of before depth plans speak of prefixes."""
+    return any(row.get("plan") == "thin" for row in report["exits"])
+
+
 def data_name(report: Data) -> str:
     """Name of the data set."""
     data = report["data"]
@@ -82,6 +89,17 @@ def accuracy_text(accuracy: Data | None, *, stacked: bool = False) -> str:
     digits = 2 if accuracy["high"] - accuracy["low"] < 2 * FINE else 1
     value, low, high = (f"{100 * accuracy[key]:.{digits}f}" for key in ("value", "low", "high"))
     return f"{value}{chr(10) if stacked else ' '}[{low}, {high}]"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers with neighbours drawn together: `0-2 4 7-8`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def count(value: float | None) -> str:

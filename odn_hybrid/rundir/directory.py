@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,19 @@ class RunDir:
     # --- getting one ------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: str | Path, recipe: Mapping[str, Any], *, resume: bool) -> RunDir:
+    def create(
+        cls,
+        path: str | Path,
+        recipe: Mapping[str, Any],
+        *,
+        resume: bool,
+        complete: Callable[[Any], Any] = lambda stored: stored,
+    ) -> RunDir:
         """Check that a fit of `recipe` may use `path`; nothing is written before `begin`.
 
         With `resume`, a run of the same recipe may be there, interrupted or finished: every field but
-        "environment" and "splits" equals the stored one. Raises `RunDirError` where the place is taken,
+        "environment" and "splits" equals the stored one, to which `complete` adds what recipes did not have
+        when it was stored. Raises `RunDirError` where the place is taken,
         `StorageError` where it cannot be written.
         """
         path = Path(path)
@@ -82,7 +90,8 @@ class RunDir:
             found = "a finished run" if REPORT in names else "an interrupted run"
             raise RunDirError(f"{path} holds {found}: choose another --out, or add --resume to go on with it")
         stored = read_json(path / CONFIG)
-        difference = first_difference(stored.get("recipe"), wanted, ignore=NOT_THE_RECIPE)
+        stored["recipe"] = complete(stored.get("recipe"))
+        difference = first_difference(stored["recipe"], wanted, ignore=NOT_THE_RECIPE)
         if difference is not None:
             raise RunDirError(f"{path} holds a run of another recipe ({difference}): choose another --out")
         return cls(path, stored, resumed=True)

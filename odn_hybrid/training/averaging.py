@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor
 
-from odn_hybrid.exits import MultiExit
+from odn_hybrid.exits import MultiExit, unused_modules
 
 __all__ = ["WeightAverage"]
 
@@ -60,10 +60,7 @@ class WeightAverage:
 
 def idle_prefixes(network: MultiExit, active: int) -> tuple[str, ...]:
     """State-dict prefixes of what does not run when exits 1..active train."""
-    if active == len(network):
-        return ()
-    trunk = network.trunk
-    gone = [name for unit in trunk.unit_names[network.units[active - 1] :] for name in unit]
-    gone += list(trunk.after_names)
+    # Plans are nested: the exits before `active` run no other units.
+    units, after = unused_modules(network.trunk, network.plans[active - 1], own_head=network.own_head(active))
     heads = [f"heads.{number}." for number in range(active, len(network.heads))]
-    return tuple([f"backbone.{name}." for name in gone] + heads)
+    return tuple([f"backbone.{name}." for name in [*units, *after]] + heads)

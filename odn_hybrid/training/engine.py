@@ -27,18 +27,31 @@ from odn_hybrid.outputs import record_outputs
 from odn_hybrid.rundir import RunDir, flatten_state, unflatten_state
 from odn_hybrid.training.averaging import WeightAverage
 from odn_hybrid.training.expansion import Expansion, Progress
-from odn_hybrid.training.objectives import ExitOutputs
+from odn_hybrid.training.objectives import PLAIN, ExitOutputs
 from odn_hybrid.training.precision import resolve_precision
 
-__all__ = ["Engine", "Listener", "own_randomness", "train_macs_per_image"]
+__all__ = ["Engine", "Listener", "own_randomness", "train_macs_per_image", "trains_alone"]
 
 #: Called with one history row at the end of each epoch.
 Listener = Callable[[dict[str, Any]], None]
 
 
-def train_macs_per_image(costs: Costs, active: int) -> float:
-    """Training MACs of one image with exits 1..active: three times the forward (design.md's convention)."""
-    return 3.0 * costs.dynamic(active)
+def train_macs_per_image(costs: Costs, active: int, *, alone: bool = False) -> float:
+    """Training MACs of one image: three times the forward (design.md's convention).
+
+    Of exits 1..active together; `alone`: of exit `active` only, see `trains_alone`.
+    """
+    return 3.0 * (costs.static(active) if alone else costs.joint(active))
+
+
+def trains_alone(network: MultiExit, objective: str) -> bool:
+    """Whether a step runs the deepest active exit only.
+
+    The plain objective asks for no other. With prefix plans the shallower exits cost their heads only and run
+    all the same; thinner networks would cost a forward each, and their activations would enter the statistics
+    of batch normalisation of a network that is trained without them.
+    """
+    return objective == PLAIN and not network.shares_prefix
 
 
 class Engine:
@@ -72,6 +85,7 @@ class Engine:
         listener: Listener | None = None,
     ) -> None:
         self.rules, self.config, self.costs = rules, config, costs
+        self.alone = trains_alone(network, config.objective.name)
         self.train_split, self.selection, self.preprocess = train, selection, preprocess
         self.accelerator, self.rundir, self.listener = accelerator, rundir, listener
         self.device = accelerator.device
@@ -123,7 +137,7 @@ class Engine:
         share = self.rules.share(before)
         loss, images = self._train(before, share)
         active = self.rules.active(before)
-        macs = before.train_macs + train_macs_per_image(self.costs, active) * images
+        macs = before.train_macs + train_macs_per_image(self.costs, active, alone=self.alone) * images
         done = self.rules.count(before, share, time.monotonic() - started)
         done = replace(done, train_macs=macs)  # of the images really seen: a last short batch is left out
         accuracies: list[float] | None = None
@@ -171,8 +185,8 @@ class Engine:
         if self.maps:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.network(images, active)
-        loss = self.objective(ExitOutputs(logits, labels, self._cost_shares[:active]))
+            logits = [self.network.at(images, active)] if self.alone else self.network(images, active)
+        loss = self.objective(ExitOutputs(logits, labels, self._cost_shares[active - len(logits) : active]))
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.requires_grad:
             raise TrainingError(
                 f"objective {self.config.objective.name!r} gave {_kind(loss)}; it must return one number, a "

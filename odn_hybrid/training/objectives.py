@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from odn_hybrid.errors import ConfigError
 
-__all__ = ["OBJECTIVES", "ExitOutputs", "build_objective", "register_objective"]
+__all__ = ["OBJECTIVES", "PLAIN", "ExitOutputs", "build_objective", "register_objective"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ExitOutputs:
     Attributes:
         logits: one tensor (batch, classes) for each active exit 1..m, from the shallowest.
         labels: (batch,) class indices.
-        costs: (m,) cumulative MACs to each exit over those of the whole network, in (0, 1].
+        costs: (m,) MACs of an input that stops at each exit over those of the whole network, in (0, 1].
     """
 
     logits: list[Tensor]
@@ -45,6 +45,7 @@ class ExitOutputs:
 
 
 Objective = nn.Module
+PLAIN = "cross_entropy"  # the objective that trains the deepest exit alone
 OBJECTIVES: dict[str, Callable[..., Any]] = {}
 
 
@@ -85,7 +86,7 @@ def build_objective(name: str, exits: int, **args: Any) -> nn.Module:
     return _FunctionObjective(thing, args)
 
 
-@register_objective("cross_entropy")
+@register_objective(PLAIN)
 def cross_entropy(outputs: ExitOutputs) -> Tensor:
     """Cross-entropy of the deepest active exit alone: plain training of a network of that depth."""
     return F.cross_entropy(outputs.logits[-1].float(), outputs.labels)
@@ -120,6 +121,9 @@ class DepthRegularised(nn.Module):
       :math:`w_k = a/m + b [k = m] + c E[p_k]`: a joint term, one that keeps the deepest exit strong, the
       halting distribution of the population. Weights per input would take the training signal from the
       inputs an early exit still gets wrong.
+
+    Where the exits are thin networks nothing halts: an input is given to one of them. The price is then that
+    network's own, and the halting distribution only weighs how much each of them trains.
 
     Args:
         exits: number of exits K (the gates; the last has none).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from einops import rearrange
@@ -52,15 +53,12 @@ class Layout:
         return x
 
 
-def layout_of(x: Tensor, unit: nn.Module, model: nn.Module) -> Layout:
-    """Read the layout of `x` (batch, ...) as `unit` left it. Raises `ModelError` for other ranks."""
+def layout_of(x: Tensor, unit: Sequence[nn.Module], model: nn.Module) -> Layout:
+    """The layout of `x` (batch, ...) as the modules of `unit` left it; `ModelError` for other ranks."""
     if x.dim() == 3:
-        prefix = getattr(model, "num_prefix_tokens", None)
         length, channels = int(x.shape[1]), int(x.shape[2])
-        if prefix is None:
-            prefix = length - math.isqrt(length) ** 2
-        height, width = _token_grid(length - int(prefix), model)
-        return Layout("NLC", channels, height, width, int(prefix), length)
+        prefix, height, width = _tokens(length, model)
+        return Layout("NLC", channels, height, width, prefix, length)
     if x.dim() != 4:
         raise ModelError(
             f"the activation after a block has shape {tuple(x.shape)}; "
@@ -72,6 +70,17 @@ def layout_of(x: Tensor, unit: nn.Module, model: nn.Module) -> Layout:
     return Layout("NCHW", a, b, c)
 
 
+def _tokens(length: int, model: nn.Module) -> tuple[int, int, int]:
+    """(prefix tokens, height, width): what the model says, unless it adds those tokens only later."""
+    said = getattr(model, "num_prefix_tokens", None)
+    guesses = [length - math.isqrt(length) ** 2] if said is None else [int(said), 0]
+    for prefix in guesses:
+        height, width = _token_grid(length - prefix, model)
+        if height:
+            return prefix, height, width
+    return guesses[0], 0, 0
+
+
 def _token_grid(patches: int, model: nn.Module) -> tuple[int, int]:
     """(height, width) of the patch grid; (0, 0) where it is not known: heads then see a plain sequence."""
     known = getattr(getattr(model, "patch_embed", None), "grid_size", None)
@@ -81,15 +90,17 @@ def _token_grid(patches: int, model: nn.Module) -> tuple[int, int]:
     return (side, side) if side * side == patches else (0, 0)
 
 
-def _channels_last(a: int, b: int, c: int, unit: nn.Module) -> bool:
+def _channels_last(a: int, b: int, c: int, unit: Sequence[nn.Module]) -> bool:
     """Ask the unit's convolutions, then the map's squareness, then whether the last axis is normalised."""
-    widths = {m.out_channels for m in unit.modules() if isinstance(m, nn.Conv2d)}
+    modules = [inner for module in unit for inner in module.modules()]
+    widths = {m.out_channels for m in modules if isinstance(m, nn.Conv2d)}
+    if widths and not any(isinstance(m, (nn.Linear, nn.LayerNorm)) for m in modules):
+        return False  # nothing in it works on a last axis
     if (a in widths) != (c in widths):
         return c in widths
     if a == b != c:
         return True
     if b == c != a:
         return False
-    sizes = {tuple(m.normalized_shape) for m in unit.modules() if isinstance(m, nn.LayerNorm)}
-    convolutions = any(isinstance(m, nn.Conv2d) for m in unit.modules())
-    return (c,) in sizes and not convolutions
+    sizes = {tuple(m.normalized_shape) for m in modules if isinstance(m, nn.LayerNorm)}
+    return (c,) in sizes and not widths

@@ -1,240 +1,359 @@
-"""From a trace to `stem -> units -> tail`: the residual run that holds most of the weights."""
+"""From dataflow to `stem -> units -> tail`: where between the blocks the network narrows to one state.
+
+The network can be stopped after a block if all that later blocks need was made by that block (or is the same
+for all inputs). A skip connection past a block, as in a U-shaped network, breaks that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from odn_hybrid.errors import ModelError
-from odn_hybrid.trunk.tracing import Call, Link, Trace
+from odn_hybrid.trunk.flow import Flow
+from odn_hybrid.trunk.program import Step
 
-__all__ = ["GLUES", "Split", "splits"]
+__all__ = ["Cut", "Split", "split"]
 
-#: Parameterless operations that models apply between modules on the way to the classifier.
-GLUES = {
-    "none": lambda x: x,
-    "flatten": lambda x: torch.flatten(x, 1),
-    "first token": lambda x: x[:, 0],
-    "mean over tokens": lambda x: x.mean(1),
-    "mean over space": lambda x: x.mean((2, 3)),
-    "mean over space, channels last": lambda x: x.mean((1, 2)),
-    "channels first": lambda x: x.permute(0, 3, 1, 2),
-}
+MOST_STREAMS = 4  # tensors in one state: multi-branch networks have two to four
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place between steps where the network can be stopped.
+
+    Attributes:
+        place: the last step that is run.
+        main: number of the activation that exit heads see.
+        streams: other values with rows per input that later steps take.
+        tables: values shared by all inputs that later steps take.
+    """
+
+    place: int
+    main: int
+    streams: tuple[int, ...]
+    tables: tuple[int, ...]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The activation first, then the other streams."""
+        return (self.main, *self.streams)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where the trunk lies, in names of the model's own modules.
+    """Where the trunk lies in a flow.
 
     Attributes:
-        units: for each unit the modules that run in order.
-        stem: modules that, run one after another on the images, give the state at depth 0; None if the
-            model does more than that before its first unit (the model is then stopped at that unit).
-        post: modules of timm's `forward_features` after the last unit (then `forward_head` follows);
-            None for models of other libraries.
-        tail: (glue, module) pairs from the last unit to the logits; None where `post` serves.
-        extras: "none", "shared" or "own": what units get beside the activation.
-        after: all modules that run after the last unit, outermost names; a cut removes them.
+        cuts: before the first unit, and after each of them.
+        stem: the modules that run before the first unit.
+        units: the modules that each unit calls, in order.
+        after: the modules that run after the last unit; a cut removes them.
     """
 
+    cuts: tuple[Cut, ...]
+    stem: tuple[str, ...]
     units: tuple[tuple[str, ...], ...]
-    stem: tuple[str, ...] | None
-    post: tuple[str, ...] | None
-    tail: tuple[tuple[str, str], ...] | None
-    extras: str
     after: tuple[str, ...]
 
 
-def splits(found: Trace) -> Iterator[Split]:
-    """What could be the trunk in a trace, the heaviest run of blocks first.
+@dataclass
+class _Group:
+    """Neighbouring steps that belong together: a block, or another module with weights."""
 
-    Raises `ModelError` if there is none, naming the module where the chain breaks.
-    """
-    runs = [run for run in _runs(found.root) if sum(call.is_residual for call in run) >= 2]
-    if not runs:
-        raise ModelError(_why_not(found.root))
-    for run in sorted(runs, key=_weight, reverse=True):
-        yield _split(found, run)
-
-
-def _split(found: Trace, run: list[Call]) -> Split:
-    names = [call.name for call in run]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ModelError(f"module {twice!r} runs more than once in a forward: shared units cannot be split")
-    return Split(
-        units=_merge_weightless(run),
-        stem=_stem(found, run[0]),
-        post=_post(found.root, run[-1]),
-        tail=_tail(found, run[-1]),
-        extras=_extras_kind(run),
-        after=tuple(dict.fromkeys(call.name for call in _calls_after(run[-1]))),
-    )
+    name: str
+    first: int
+    last: int
+    block: bool
+    weight: int
 
 
-def _runs(call: Call) -> list[list[Call]]:
-    """All linked runs of calls below `call`, each cut to go from its first to its last residual."""
-    segments: list[list[Call]] = [[]]
-    runs: list[list[Call]] = []
-    for child in call.children:
-        linked = (
-            bool(segments[-1]) and child.source is not None and child.source.same(segments[-1][-1].target)
-        )
-        if not linked:
-            segments.append([])
-        if not child.is_residual and not child.is_chain and _holds_residual(child):
-            runs += _runs(child)  # a container with glue of its own: its inside may hold a run
-            segments.append([])
-        else:
-            segments[-1].append(child)
-    for segment in segments:
-        atoms = [atom for child in segment for atom in _expand(child)]
-        places = [i for i, atom in enumerate(atoms) if atom.is_residual]
-        if places:
-            runs.append(atoms[places[0] : places[-1] + 1])
-    return runs
+@dataclass
+class _Span:
+    """Groups between two places where the network can be stopped."""
+
+    groups: list[_Group] = field(default_factory=list)
+    cut: Cut | None = None  # where it ends; None after the last
+    following: int = 0  # the step where the next span's first group begins
+
+    @property
+    def blocks(self) -> list[_Group]:
+        return [group for group in self.groups if group.block]
+
+    @property
+    def weight(self) -> int:
+        return sum(max(1, group.weight) for group in self.blocks)
+
+    def tangled(self) -> bool:
+        """Blocks that cannot be told apart and that are not the inside of one module."""
+        names = [group.name for group in self.blocks]
+        if len(names) < 2 or _common(names):
+            return False
+        numbers = {next((part for part in name.split(".") if part.isdigit()), None) for name in names}
+        return len(numbers) > 1 or None in numbers  # one number: members of lists that run side by side
 
 
-def _expand(call: Call) -> list[Call]:
-    if call.is_chain and _holds_residual(call):
-        return [atom for child in call.children for atom in _expand(child)]
-    return [call]
-
-
-def _holds_residual(call: Call) -> bool:
-    return any(inner.is_residual for inner in call.walk() if inner is not call)
-
-
-def _weight(run: list[Call]) -> int:
-    """Parameters in the run: the depth worth cutting is where the weights are."""
-    return sum(p.numel() for call in run for p in call.module.parameters())
-
-
-def _merge_weightless(run: list[Call]) -> tuple[tuple[str, ...], ...]:
-    """Activations and identities between blocks belong to the block before them."""
-    units: list[list[str]] = []
-    for call in run:
-        if units and next(call.module.parameters(), None) is None:
-            units[-1].append(call.name)
-        else:
-            units.append([call.name])
-    return tuple(tuple(unit) for unit in units)
-
-
-def _stem(found: Trace, first: Call) -> tuple[str, ...] | None:
-    """The modules before the first unit, if they alone lead from the images to it."""
-    before: list[Call] = []
-    stopped = _calls_before(found.root, first, before)
-    if not stopped:
-        return None
-    link = Link(found.images, found.images._version)
-    for call in before:
-        if not link.same(call.source) or call.target is None or len(call.args) + len(call.kwargs) != 1:
-            return None
-        link = call.target
-    return tuple(call.name for call in before) if link.same(first.source) else None
-
-
-def _calls_before(call: Call, first: Call, before: list[Call]) -> bool:
-    for child in call.children:
-        if child is first:
-            return True
-        if any(inner is first for inner in child.walk()):
-            return _calls_before(child, first, before)
-        before.append(child)
-    return False
-
-
-def _calls_after(last: Call) -> list[Call]:
-    """What runs after the last unit, in order: later siblings of it and of all that contain it."""
-    after: list[Call] = []
-    call = last
-    while call.parent is not None:
-        siblings = call.parent.children
-        place = next(i for i, sibling in enumerate(siblings) if sibling is call)
-        after += siblings[place + 1 :]
-        call = call.parent
-    return after
-
-
-def _post(root: Call, last: Call) -> tuple[str, ...] | None:
-    if not last.in_features:
-        return None
-    names: list[str] = []
-    link = last.target
-    for call in _calls_after(last):
-        if not call.in_features:
-            break
-        if link is None or not link.same(call.source):
-            return None
-        names.append(call.name)
-        link = call.target
-    return tuple(names)
-
-
-def _tail(found: Trace, last: Call) -> tuple[tuple[str, str], ...] | None:
-    """Modules after the trunk with the glue between them, recognised on the recorded tensors."""
-    if last.target is None or not isinstance(found.logits, Tensor):
-        return None
-    steps: list[tuple[str, str]] = []
-    value = last.target.tensor
-    for call in _calls_after(last):
-        if call.source is None or call.target is None:
-            return None
-        glue = _glue_between(value, call.source.tensor)
-        if glue is None:
-            return None
-        steps.append((glue, call.name))
-        value = call.target.tensor
-    return tuple(steps) if value is found.logits else None
-
-
-def _glue_between(value: Tensor, wanted: Tensor) -> str | None:
-    if value is wanted:
-        return "none"
-    for name, glue in GLUES.items():
-        try:
-            made = glue(value)
-        except (RuntimeError, IndexError):
-            continue
-        if made.shape == wanted.shape and (value.is_meta or torch.equal(made, wanted)):
-            return name
-    return None
-
-
-def _extras_kind(run: list[Call]) -> str:
-    extras = [(call.args[1:], tuple(sorted(call.kwargs.items()))) for call in run]
-    if all(_all_none(args) and _all_none([v for _, v in kwargs]) for args, kwargs in extras):
-        return "none"
-    return "shared" if all(_identical(extras[0], other) for other in extras[1:]) else "own"
-
-
-def _all_none(values: Any) -> bool:
-    return all(value is None or value is False for value in values)
-
-
-def _identical(left: Any, right: Any) -> bool:
-    if isinstance(left, Tensor) or isinstance(right, Tensor):
-        return left is right
-    if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
-        return len(left) == len(right) and all(_identical(a, b) for a, b in zip(left, right, strict=True))
-    return bool(left == right)
-
-
-def _why_not(root: Call) -> str:
-    residual = [call for call in root.walk() if call.is_residual]
-    kind = type(root.module).__name__
-    if not residual:
-        return (
+def split(flow: Flow, model: nn.Module) -> Split:
+    """Find the trunk. Raises `ModelError`, naming the module where the chain of blocks breaks."""
+    kind = type(model).__name__
+    groups = _groups(flow)
+    if not any(group.block for group in groups):
+        raise ModelError(
             f"{kind} has no residual or transformer blocks that a trace can see; "
             "a network without repeated blocks has no depth to cut"
         )
-    first = residual[0]
-    return (
-        f"{kind}: the chain of blocks breaks after {first.name!r} ({type(first.module).__name__}): what it "
-        "gives does not reach the next block unchanged, so the network cannot be stopped and resumed there"
-    )
+    spans = _spans(flow, groups)
+    run = max(_runs(spans, flow), key=lambda run: sum(span.weight for span in run), default=[])
+    total = sum(span.weight for span in spans)
+    if len([span for span in run if span.blocks]) < 2 or 2 * sum(span.weight for span in run) < total:
+        raise ModelError(_why_not(flow, spans, kind))
+    return _split(flow, spans, run)
+
+
+# --- groups and spans -------------------------------------------------------------------------------
+
+
+def _groups(flow: Flow) -> list[_Group]:
+    """Steps with weights that work on the inputs, put together where a loop runs them as one block."""
+    loops = _loops(flow)
+    groups: list[_Group] = []
+    for place, (step, call) in enumerate(zip(flow.steps, flow.calls, strict=True)):
+        if call is None:
+            if step.blocks and groups and groups[-1].name in loops:
+                groups[-1].block, groups[-1].last = True, place
+            continue
+        weight = sum(p.numel() for p in call.module.parameters())
+        works = any(flow.derived[number] and flow.folds[number] for number in step.makes)
+        if not works or not (weight or step.blocks):
+            continue
+        name = next((loop for loop in loops if call.name.startswith(f"{loop}.")), call.name)
+        if name in loops and groups and groups[-1].name == name:
+            groups[-1].last = place
+            groups[-1].weight += weight
+            groups[-1].block |= step.blocks
+        else:
+            # What works on the images themselves is a stem, though it adds something.
+            groups.append(_Group(name, place, place, step.blocks and 0 not in step.reads, weight))
+    return groups
+
+
+def _loops(flow: Flow) -> set[str]:
+    """Members of numbered lists that the root or an opened container runs and adds up itself."""
+    added = [place for place, step in enumerate(flow.steps) if step.func is not None and step.blocks]
+    found: set[str] = set()
+    for place in added:
+        before = next((c for c in reversed(flow.calls[:place]) if c is not None and c.name), None)
+        if before is None or before.is_unit:
+            continue
+        parts = before.name.split(".")
+        numbers = [at for at, part in enumerate(parts) if part.isdigit()]
+        if numbers:
+            found.add(".".join(parts[: numbers[0] + 1]))
+    return found
+
+
+def _spans(flow: Flow, groups: Sequence[_Group]) -> list[_Span]:
+    spans = [_Span()]
+    mains = {0}  # the images, and every activation that went from one span to the next
+    for number, group in enumerate(groups):
+        spans[-1].groups.append(group)
+        later = groups[number + 1] if number + 1 < len(groups) else None
+        following = later.first if later else len(flow.steps)
+        side = _side_inputs(flow, group, later, mains) if later else frozenset()
+        cut = _best_cut(flow, spans[-1].groups[0].first, group.last, following, side)
+        if cut is not None:
+            mains.add(cut.main)
+            spans[-1].cut, spans[-1].following = cut, following
+            spans.append(_Span())
+    return [span for span in spans if span.groups]
+
+
+def _side_inputs(flow: Flow, group: _Group, later: _Group, mains: set[int]) -> frozenset[int]:
+    """Older values that may stay alive after a group: what every block is given beside the activation.
+
+    A mask, a position or a global query for each input is taken by block after block. An activation that was
+    itself handed from block to block before, and is taken again, is a skip connection.
+    """
+    read = {v for step in flow.steps[group.last + 1 : later.last + 1] for v in step.reads}
+    return frozenset(v for v in flow.alive(group.last) if v in read and v not in mains)
+
+
+def _best_cut(
+    flow: Flow,
+    begins: int,
+    last: int,
+    following: int,
+    side: frozenset[int] = frozenset(),
+    *,
+    join: bool = True,
+) -> Cut | None:
+    """The narrowest place from step `last` on before step `following`.
+
+    Of equally narrow ones the first; but with `join` activation functions and identities that follow it stay
+    with the block before them.
+    """
+    best: Cut | None = None
+    for place in range(last, following):
+        found = cut_at(flow, place, begins, side)
+        if found is None:
+            continue
+        if best is None or len(found.rows) < len(best.rows):
+            best = found
+        elif join and flow.calls[place] is not None and len(found.rows) == len(best.rows):
+            if flow.tensors[found.main].shape != flow.tensors[best.main].shape:
+                break
+            best = found
+    return best
+
+
+def _width(flow: Flow, cut: Cut) -> tuple[bool, int]:
+    """How much flows on after a cut; windows in the rows come last, since no head sees a map of them."""
+    return flow.folds[cut.main] != 1, len(cut.rows)
+
+
+def cut_at(flow: Flow, place: int, begins: int, side: frozenset[int] = frozenset()) -> Cut | None:
+    """The state after step `place`, if all of it was made at or after step `begins` or is in `side`."""
+    alive = flow.alive(place)
+    rows = [v for v in alive if flow.folds[v] != 0]
+    if any(flow.folds[v] < 0 for v in rows):
+        return None
+    fresh = [v for v in rows if flow.made[v] >= begins and flow.derived[v]]
+    if any(flow.derived[v] and v not in fresh and v not in side for v in rows) or len(rows) > MOST_STREAMS:
+        return None
+    # Windows of tokens that lie in the rows are one longer sequence; windows of maps would not be one map.
+    spatial = [
+        v for v in fresh if flow.tensors[v].dim() == 3 or (flow.tensors[v].dim() > 3 and flow.folds[v] == 1)
+    ]
+    if not spatial:
+        return None
+    # The last call's, rather one without windows.
+    main = max(spatial, key=lambda v: (flow.folds[v] == 1, flow.made[v], flow.tensors[v].numel()))
+    others = tuple(v for v in rows if v != main)
+    return Cut(place, main, others, tuple(v for v in alive if flow.folds[v] == 0))
+
+
+# --- the trunk --------------------------------------------------------------------------------------
+
+
+def _runs(spans: Sequence[_Span], flow: Flow) -> list[list[_Span]]:
+    """Neighbouring spans without a tangled one, cut to go from the first block to the last."""
+    runs: list[list[_Span]] = [[]]
+    for span in spans:
+        if span.tangled():
+            runs.append([])
+        else:
+            runs[-1].append(span)
+    return [trimmed for run in runs if (trimmed := _trimmed(run, flow))]
+
+
+def _trimmed(run: list[_Span], flow: Flow) -> list[_Span]:
+    places = [number for number, span in enumerate(run) if span.blocks]
+    if not places:
+        return []
+    first, last = places[0], places[-1]
+    lists = _stage_lists(run)
+    while first > 0 and _is_kin(run[first - 1], lists, flow):
+        first -= 1
+    while last + 1 < len(run) and _is_kin(run[last + 1], lists, flow):
+        last += 1
+    if run[last].cut is None:
+        last -= 1
+    return run[first : last + 1]
+
+
+def _stage_lists(run: list[_Span]) -> set[str]:
+    """Lists of stages, each a list of blocks: `blocks` of `blocks.3.1`."""
+    names = [group.name.split(".") for span in run for group in span.blocks]
+    return {parts[0] for parts in names if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit()}
+
+
+def _is_kin(span: _Span, lists: set[str], flow: Flow) -> bool:
+    """A stage whose only block has no shortcut, at the ends of a list of stages: depth like the others."""
+    group = span.groups[0]
+    call = flow.calls[group.first]
+    parts = group.name.split(".")
+    if len(span.groups) != 1 or span.cut is None or call is None or parts[0] not in lists:
+        return False
+    if len(parts) == 3:
+        return True
+    children = list(call.module.children())
+    return bool(children) and all(not type(child).__module__.startswith("torch.nn") for child in children)
+
+
+def _split(flow: Flow, spans: Sequence[_Span], run: list[_Span]) -> Split:
+    start = _start(flow, (run[0].blocks or run[0].groups)[0].first)
+    # What follows the last unit belongs to the tail, pools of one cell included.
+    groups = run[-1].groups
+    end = _best_cut(flow, groups[0].first, groups[-1].last, run[-1].following, join=False)
+    places = [start, *(span.cut for span in run[:-1] if span.cut), *([end] if end else [])]
+    units = tuple(tuple(_called(flow.steps[a.place + 1 : b.place + 1])) for a, b in pairwise(places))
+    after = tuple(_called(flow.steps[places[-1].place + 1 :]))
+    _refuse_shared(units, flow)
+    stem = tuple(_called(flow.steps[: places[0].place + 1]))
+    return Split(tuple(places), stem, units, after)
+
+
+def _start(flow: Flow, first: int) -> Cut:
+    """The narrowest place before step `first`; of equal ones the last, so that pools stay in the stem.
+
+    The images themselves count only where the first block takes them.
+    """
+    best: Cut | None = None
+    for place in range(first):
+        found = cut_at(flow, place, -1)
+        if found is None or 0 in found.rows:
+            continue
+        if best is None or _width(flow, found) <= _width(flow, best):
+            best = found
+    best = best or cut_at(flow, -1, -1)
+    if best is None:
+        raise ModelError("the blocks start before the images have become one activation")
+    return best
+
+
+def _called(steps: Sequence[Step]) -> list[str]:
+    return list(dict.fromkeys(step.module for step in steps if step.module is not None))
+
+
+def _refuse_shared(units: Sequence[tuple[str, ...]], flow: Flow) -> None:
+    heavy = {call.name for call in flow.calls if call and next(call.module.parameters(), None) is not None}
+    seen: set[str] = set()
+    for name in (name for unit in units for name in unit if name in heavy):
+        if name in seen:
+            raise ModelError(
+                f"module {name!r} runs more than once in a forward: shared units cannot be split"
+            )
+        seen.add(name)
+
+
+def _common(names: Sequence[str]) -> str:
+    parts = [name.split(".") for name in names]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
+
+
+def _why_not(flow: Flow, spans: Sequence[_Span], kind: str) -> str:
+    """Name the module that takes something from far back, and who made it."""
+    tangles = [span for span in spans if len(span.blocks) >= 2] or list(spans)
+    span = max(tangles, key=lambda span: span.weight)
+    group = (span.blocks or span.groups)[0]
+    alive = [v for v in flow.alive(group.last) if flow.derived[v] and flow.folds[v] != 0]
+    stale = [v for v in alive if flow.made[v] < group.first]
+    for value in sorted(stale, key=lambda v: flow.used[v], reverse=True):
+        taker = next((c for c in flow.calls[flow.used[value] :] if c is not None), None)
+        maker = next((c for c in reversed(flow.calls[: flow.made[value] + 1]) if c is not None), None)
+        if maker is not None:
+            by = f"{taker.name!r} ({type(taker.module).__name__})" if taker else f"the forward of {kind}"
+            return (
+                f"{kind}: the chain of blocks breaks after {group.name!r}: what {maker.name!r} "
+                f"({type(maker.module).__name__}) gives is taken again by {by}, past the blocks between "
+                "them, so the network cannot be stopped there; train it as it is, or wrap its encoder alone"
+            )
+    return f"{kind} has fewer than two blocks with a place to stop between them (the first is {group.name!r})"

@@ -1,4 +1,4 @@
-"""What flows between units: the activation, how deep it is, and what every unit gets beside it."""
+"""What flows between units: the activation and whatever else later units need, for some inputs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from torch import Tensor
 
 from odn_hybrid.errors import InputError
 
-__all__ = ["State", "UnitExtras"]
-
-
-@dataclass(frozen=True)
-class UnitExtras:
-    """The arguments of one unit beside the activation, e.g. a rope table; none depends on the batch."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: tuple[tuple[str, Any], ...] = ()
+__all__ = ["State"]
 
 
 @dataclass(frozen=True)
 class State:
-    """The activation after `depth` units.
+    """The state after `depth` units.
 
     Attributes:
-        x: the activation, shape (batch, ...).
+        x: the activation that exit heads see, shape (batch, ...).
         depth: number of units already run, 0 to len(trunk).
-        extras: one `UnitExtras` per unit, or a single one that all units share.
+        streams: other tensors (batch, ...) of the inputs (a class token, a second branch); mostly none.
+        tables: what all inputs share and later units need (rope or relative-position tables).
+        route: the `Route` that made it: steps for one image size and precision.
     """
 
     x: Tensor
     depth: int
-    extras: tuple[UnitExtras, ...] = (UnitExtras(),)
+    streams: tuple[Tensor, ...] = ()
+    tables: tuple[Any, ...] = ()
+    route: Any = None
 
     def __len__(self) -> int:
+        return self.batch
+
+    @property
+    def batch(self) -> int:
+        """Number of inputs; a symbol while the model is exported, where `len` must be a number."""
         return self.x.shape[0]
 
     def select(self, rows: Tensor) -> State:
@@ -50,7 +51,8 @@ class State:
                     f"the mask has shape {tuple(rows.shape)}, the state holds {len(self)} inputs"
                 )
             rows = rows.nonzero().squeeze(1)
-        return replace(self, x=self.x.index_select(0, rows))
+        x, *streams = (tensor.index_select(0, rows) for tensor in (self.x, *self.streams))
+        return replace(self, x=x, streams=tuple(streams))
 
     @staticmethod
     def cat(states: Sequence[State]) -> State:
@@ -61,10 +63,11 @@ class State:
         if len(depths) != 1:
             raise InputError(f"State.cat joins states at one depth, these stand at depths {depths}")
         shapes = sorted({tuple(state.x.shape[1:]) for state in states})
-        if len(shapes) != 1:
-            raise InputError(f"State.cat joins states of images of one size; these have shapes {shapes}")
-        return replace(states[0], x=torch.cat([state.x for state in states]))
-
-    def extras_of(self, unit: int) -> UnitExtras:
-        """What `unit`, counted from 0, gets beside the activation."""
-        return self.extras[0] if len(self.extras) == 1 else self.extras[unit]
+        if len(shapes) != 1 or any(state.route is not states[0].route for state in states):
+            raise InputError(
+                f"State.cat joins states of one trunk and images of one size; these have shapes {shapes}"
+            )
+        x, *streams = (
+            torch.cat(parts) for parts in zip(*((state.x, *state.streams) for state in states), strict=True)
+        )
+        return replace(states[0], x=x, streams=tuple(streams))

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from odn_hybrid.backbone import default_image_size, evaluating, fixed_image_size, input_channels
+from odn_hybrid.backbone import default_image_size, evaluating, fixed_image_size, input_channels, unwrapped
 from odn_hybrid.errors import InputError, ModelError
-from odn_hybrid.trunk.interrupting import listen, stop_at
+from odn_hybrid.trunk.checking import check_route
+from odn_hybrid.trunk.flow import Flow, flow_of
 from odn_hybrid.trunk.layout import Layout, layout_of
-from odn_hybrid.trunk.splitting import GLUES, Split, splits
-from odn_hybrid.trunk.state import State, UnitExtras
-from odn_hybrid.trunk.tracing import Trace, trace
+from odn_hybrid.trunk.plans import DepthPlan
+from odn_hybrid.trunk.route import Route, chain_of
+from odn_hybrid.trunk.splitting import split
+from odn_hybrid.trunk.state import State
+from odn_hybrid.trunk.tracing import UNFIT, Trace, patching, trace
 
 __all__ = ["Trunk"]
-
-# A resumed run repeats the same kernels on the same numbers, so it is normally exact; the tolerance
-# (relative to the largest logit) leaves room for kernels that are chosen by memory layout or batch size.
-TOLERANCE = 1e-4
 
 
 class Trunk:
     """A backbone that can be stopped after any unit and resumed.
 
-    The model stays as it is: same object, same keys, no wrapping. The split is found by tracing one
-    forward and proved on random images at wrap time; what cannot be proved is refused.
+    The model stays as it is: same object, same keys, no wrapping. The split is found by tracing two forwards
+    and proved on random images at wrap time; what cannot be proved is refused. Images of another size or
+    precision than the first are traced and proved when they first come.
 
     Args:
-        model: a classifier that maps images (batch, channels, height, width) to logits (batch, classes).
+        model: a classifier that maps images (batch, channels, height, width) to logits (batch, classes). Of a
+            compiled or data-parallel one the model inside is taken.
         image_size: side or (height, width) in pixels; default: what the model was made for.
         check: run the numerical self-check (skipped for models on the meta device).
 
     Raises:
-        ModelError: no run of at least two residual blocks, a chain that breaks (the module is named),
-            or a self-check that fails.
+        ModelError: fewer than two residual blocks, a chain of blocks that breaks (the module is named), or a
+            self-check that fails.
 
     Example:
         >>> import timm, torch
@@ -51,67 +52,75 @@ class Trunk:
     def __init__(
         self, model: nn.Module, *, image_size: int | tuple[int, int] | None = None, check: bool = True
     ) -> None:
-        self.model = model
+        self.model = model = unwrapped(model)
+        if (
+            isinstance(model, torch.jit.ScriptModule) or "eval" in model.__dict__
+        ):  # an exported one's is its own
+            raise ModelError(
+                f"{type(model).__name__} was scripted or exported, which hides its blocks; "
+                "wrap the model that it was made from"
+            )
         self.image_shape = _image_shape(model, image_size)
+        self.checked = check
         self._fixed = fixed_image_size(model) == self.image_shape[1:]
-        with evaluating(model):
-            self._settle(self._traced(model), check)
+        self._routes: dict[Any, Route] = {}
+        like = next(model.parameters(), torch.zeros(()))
+        example = torch.empty(1, *self.image_shape, device=like.device, dtype=like.dtype)
+        route, flow = self._explored(example)
+        self._routes[_key(example)] = self._main = route
+        self._describe(flow)
+        self._savers = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
 
     # --- the public face --------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._units)
+        return len(self._main.units)
 
     def stem(self, images: Tensor) -> State:
         """The state at depth 0 of images (batch, channels, height, width)."""
         self._check_images(images)
-        if self._stem is not None:
-            x = images
-            for module in self._stem:
-                x = module(x)
-            return State(x, 0, self._constant)
-        x, extras = self._stopped(images)
-        return State(x, 0, extras)
+        return self._route(images).begin(images)
 
     def run(self, state: State, start: int, stop: int) -> State:
-        """Run units `start` to `stop - 1` on a state at depth `start`; gives the state at depth `stop`."""
+        """Run units `start` to `stop - 1` on a state at depth `start`; gives the state at depth `stop`.
+
+        Where the model was asked to checkpoint gradients (`model.set_grad_checkpointing()`), each unit is.
+        """
+        route = self._route_of(state)
         if state.depth != start or not start <= stop <= len(self):
             raise InputError(
                 f"run(state, {start}, {stop}) on a state at depth {state.depth} of a trunk "
                 f"with {len(self)} units"
             )
-        x = state.x
-        for number in range(start, stop):
-            extras = state.extras_of(number)
-            first, *rest = self._units[number]
-            x = x.clone() if self._spoils[number] else x
-            x = first(x, *extras.args, **dict(extras.kwargs))
-            for module in rest:
-                x = module(x)
-        return State(x, stop, state.extras)
+        return route.advance(state, stop, saving=self._saves()) if stop > start else state
+
+    def follow(self, state: State, plan: DepthPlan, stop: int | None = None) -> State:
+        """Go on to depth `stop` (default: all), running only the units that `plan` keeps."""
+        route = self._route_of(state)
+        for unit in range(state.depth, len(self) if stop is None else stop):
+            state = self.run(state, unit, unit + 1) if unit in plan.keep else route.idle(state)
+        return state
 
     def tail(self, state: State) -> Tensor:
         """Logits (batch, classes) of a state at full depth: the backbone's own norm, pool and classifier."""
         if state.depth != len(self):
             raise InputError(f"tail needs a state at depth {len(self)}, this one stands at {state.depth}")
-        x = state.x.clone() if self._spoils[-1] else state.x
-        if self._headed:
-            for name in self.split.post or ():
-                x = self.model.get_submodule(name)(x)
-            return self.model.forward_head(x)  # type: ignore[operator]
-        for glue, name in self.split.tail or ():
-            x = self.model.get_submodule(name)(GLUES[glue](x))
-        return x
+        return self._route_of(state).finish(state)
 
     @property
     def unit_names(self) -> tuple[tuple[str, ...], ...]:
         """The backbone's own module names, per unit."""
-        return self.split.units
+        return self._main.split.units
+
+    @property
+    def stem_names(self) -> tuple[str, ...]:
+        """The backbone's modules that run before the first unit."""
+        return self._main.split.stem
 
     @property
     def after_names(self) -> tuple[str, ...]:
         """The backbone's modules that only serve its own head: norm, pool, classifier."""
-        return self.split.after
+        return self._main.split.after
 
     @property
     def classifier_name(self) -> str:
@@ -120,13 +129,12 @@ class Trunk:
         named = cfg.get("classifier") or ()
         names = [named] if isinstance(named, str) else list(named)
         for name in names:
-            if any(name == after or name.startswith(f"{after}.") for after in self.split.after):
+            if any(name == after or name.startswith(f"{after}.") for after in self.after_names):
                 return name
-        return next(
-            n
-            for n in reversed(self.split.after)
-            if next(self.model.get_submodule(n).parameters(), None) is not None
-        )
+        heavy = [
+            n for n in self.after_names if next(self.model.get_submodule(n).parameters(), None) is not None
+        ]
+        return heavy[-1] if heavy else "head"
 
     def layout(self, depth: int) -> Layout:
         """Shape and meaning of the axes of the activation after `depth` units (1 to len(trunk))."""
@@ -134,95 +142,104 @@ class Trunk:
 
     @property
     def preserving(self) -> tuple[bool, ...]:
-        """Per unit, whether it keeps the shape of its input, so that it could be removed."""
+        """Per unit, whether it keeps the shape of its input."""
         return self._preserving
+
+    @property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """Runs of units (start, stop) that work at one shape; the first unit of a stage may change it."""
+        starts = [0, *(u for u, kept in enumerate(self._preserving) if u and not kept)]
+        return tuple(zip(starts, [*starts[1:], len(self)], strict=True))
+
+    @property
+    def removable(self) -> tuple[int, ...]:
+        """Units, from 0, that a thin plan may remove: they keep the shape and don't begin a stage."""
+        firsts = {start for start, _ in self.stages}
+        return tuple(u for u, kept in enumerate(self._preserving) if kept and u not in firsts)
+
+    @property
+    def chain(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Modules of the stem and of all units, where those alone, one after another, lead to the state."""
+        route = self._main
+        stem = chain_of(route.stem.steps, 0)
+        units = chain_of([s for unit in route.units for s in unit.steps], stem[1] if stem else 0)
+        return (stem[0], units[0]) if stem and units else None
+
+    @property
+    def route(self) -> Route:
+        """The programs of the images it was wrapped for."""
+        return self._main
 
     # --- finding out ------------------------------------------------------------------------------
 
-    def _traced(self, model: nn.Module) -> Trace:
-        like = next(model.parameters(), torch.zeros(()))
-        generator = None if like.is_meta else torch.Generator().manual_seed(0)
-        where = "meta" if like.is_meta else "cpu"
-        images = torch.rand(2, *self.image_shape, generator=generator, device=where)
-        images = images.to(device=like.device, dtype=like.dtype)
+    def _explored(self, example: Tensor) -> tuple[Route, Flow]:
+        """Trace, split and prove for images like `example` (1, channels, height, width)."""
+        # Not in inference mode, even if the caller is: its tensors don't say when they were changed.
+        with patching, torch.inference_mode(False), evaluating(self.model):
+            first, second, flow = self._flow(example)
+            found = split(flow, self.model)
+            route = Route(flow, found, self.model)
+            if self.checked and not example.is_meta:
+                check_route(route, flow, first, second, type(self.model).__name__)
+        return route, flow
+
+    def _flow(self, example: Tensor) -> tuple[Trace, Trace, Flow]:
+        images = _random(example, 3)
+        first = self._traced(images[:2])
         try:
-            found = trace(model, images)
-        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+            second = self._traced(images[1:2])
+            return first, second, flow_of(first, second, self.model)
+        except ModelError:  # a batch of one may be a case of its own; and what is made once now exists
+            first, second = self._traced(images), self._traced(images[1:])
+            return first, second, flow_of(first, second, self.model)
+
+    def _traced(self, images: Tensor) -> Trace:
+        kind = type(self.model).__name__
+        try:
+            found = trace(self.model, images)
+        except UNFIT as error:
             raise ModelError(
-                f"{type(model).__name__} cannot run images of shape {self.image_shape}: "
+                f"{kind} cannot run images of shape {tuple(images.shape[1:])}: "
                 f"{' '.join(str(error).split())[:200]}"
             ) from None
         if not isinstance(found.logits, Tensor) or found.logits.dim() != 2:
             raise ModelError(
-                f"{type(model).__name__} does not give logits (batch, classes); only single-label "
-                "classification is supported"
+                f"{kind} does not give logits (batch, classes); only single-label classification is supported"
             )
         return found
 
-    def _settle(self, found: Trace, check: bool) -> None:
-        """Take the heaviest run of blocks that can be resumed to the logits."""
-        problem: ModelError | None = None
-        for candidate in splits(found):
-            try:
-                self._take(candidate, found)
-                if check and not found.images.is_meta:
-                    self._check(found)
-                return
-            except ModelError as error:
-                problem = problem or error
-        assert problem is not None
-        raise problem
-
-    def _take(self, candidate: Split, found: Trace) -> None:
+    def _describe(self, flow: Flow) -> None:
+        cuts, units = self._main.split.cuts, self._main.split.units
+        self.num_classes = int(flow.tensors[flow.output].shape[1])
+        self._preserving = tuple(passed is not None for passed in self._main.passes)
         find = self.model.get_submodule
-        self.split = candidate
-        self._units = [[find(name) for name in unit] for unit in candidate.units]
-        # Tables given to the units are made between stem and trunk: then only a stopped forward has them.
-        plain = candidate.stem is not None and candidate.extras == "none"
-        self._stem = [find(name) for name in candidate.stem or ()] if plain else None
-        self._read_trace(found)
-        self._headed = self._choose_tail(found)
+        self._layouts = [
+            layout_of(views[0].show(flow.tensors[cut.main]), [find(name) for name in unit], self.model)
+            for cut, views, unit in zip(cuts[1:], self._main.views[1:], units, strict=True)
+        ]
 
-    def _read_trace(self, found: Trace) -> None:
-        calls = {call.name: call for call in found.root.walk()}
-        self.num_classes = int(found.logits.shape[1])
-        firsts = [calls[unit[0]] for unit in self.split.units]
-        lasts = [calls[unit[-1]] for unit in self.split.units]
-        self._layouts = [layout_of(c.target.tensor, c.module, self.model) for c in lasts if c.target]
-        self._preserving = tuple(
-            bool(a.source and b.target and a.source.tensor.shape == b.target.tensor.shape)
-            for a, b in zip(firsts, lasts, strict=True)
-        )
-        # A unit (or the tail) that changes its input in place would change a state that somebody still holds.
-        inputs = [*(call.source for call in firsts), lasts[-1].target]
-        self._spoils = tuple(bool(i and i.tensor._version != i.version) for i in inputs)
-        recorded = tuple(_extras(call.args, call.kwargs) for call in firsts)
-        self._constant = recorded if self.split.extras == "own" else (recorded[0],)
+    def _route(self, images: Tensor) -> Route:
+        key = _key(images)
+        route = self._routes.get(key)
+        if route is None:
+            with patching:
+                if key in self._routes:  # another thread was faster; states of two routes cannot be joined
+                    return self._routes[key]
+                route, _ = self._explored(images[:1].detach())
+                if route.split.units != self._main.split.units:
+                    raise ModelError(
+                        f"{type(self.model).__name__} has other units for images of shape "
+                        f"{tuple(images.shape[1:])} than for {self.image_shape}"
+                    )
+                self._routes[key] = route
+        return route
 
-    def _choose_tail(self, found: Trace) -> bool:
-        """True: `post` then timm's forward_head; False: the glued modules. Both are tried on the trace."""
-        calls = {call.name: call for call in found.root.walk()}
-        last = calls[self.split.units[-1][-1]].target
-        assert last is not None
-        state = State(last.tensor, len(self))
-        for headed in (True, False):
-            self._headed = headed
-            if (self.split.post if headed else self.split.tail) is None:
-                continue
-            if found.images.is_meta:
-                return headed
-            try:
-                with torch.no_grad():
-                    logits = self.tail(state)
-            except (RuntimeError, IndexError, TypeError, AttributeError):
-                continue
-            if _close(logits, found.logits):
-                return headed
-        after = self.split.units[-1][-1]
-        raise ModelError(
-            f"{type(self.model).__name__}: what follows the last block {after!r} cannot be run on its own, "
-            "so the network cannot be resumed to its end"
-        )
+    def _route_of(self, state: State) -> Route:
+        return self._main if state.route is None else cast(Route, state.route)
+
+    def _saves(self) -> bool:
+        asked = any(getattr(module, "grad_checkpointing", False) is True for module in self._savers)
+        return asked and self.model.training and torch.is_grad_enabled()
 
     def _check_images(self, images: Tensor) -> None:
         channels, *size = self.image_shape
@@ -232,44 +249,23 @@ class Trunk:
         if self._fixed and list(images.shape[2:]) != size:
             raise InputError(f"images are {images.shape[2]} x {images.shape[3]}; the model takes {size}")
 
-    def _stopped(self, images: Tensor) -> tuple[Tensor, tuple[UnitExtras, ...]]:
-        """Run the model until its first unit (or past idle units, to hear what each would be given)."""
-        own = self.split.extras == "own"
-        if own and all(self._preserving):
-            heard = listen([unit[0] for unit in self._units], self.model, images)
-            return heard[0][0][0], tuple(_extras(*arguments) for arguments in heard)
-        if own and tuple(images.shape[1:]) != self.image_shape:
-            raise InputError(
-                f"this model's blocks take tables made for images of shape {self.image_shape}, "
-                f"not {tuple(images.shape[1:])}; wrap it with Trunk(model, image_size=...)"
-            )
-        args, kwargs = stop_at(self._units[0][0], self.model, images)
-        return args[0], self._constant if own else (_extras(args, kwargs),)
 
-    @torch.no_grad()
-    def _check(self, found: Trace) -> None:
-        """Resumed run against the forward; each stop against what the trace saw; one image alone."""
-        calls = {call.name: call for call in found.root.walk()}
-        state = self.stem(found.images)
-        alone = self.stem(found.images).select(torch.tensor([1], device=found.images.device))
-        for depth, unit in enumerate(self.split.units, start=1):
-            state = self.run(state, depth - 1, depth)
-            alone = self.run(alone, depth - 1, depth)
-            seen = calls[unit[-1]].target
-            intact = seen is not None and seen.tensor._version == seen.version
-            if intact and seen is not None and not _close(state.x, seen.tensor):
-                raise ModelError(self._failed(f"stopping after {unit[-1]!r} gives another activation"))
-        if not _close(self.tail(state), found.logits):
-            raise ModelError(self._failed("the resumed run gives other logits than the forward"))
-        if not _close(self.tail(alone), found.logits[1:2]):
-            raise ModelError(self._failed("one image alone gives other logits than in its batch"))
-
-    def _failed(self, what: str) -> str:
-        return f"{type(self.model).__name__} failed the self-check: {what}; it cannot be split safely"
+def _key(images: Tensor) -> tuple[Any, ...]:
+    """What the steps of a forward may depend on, beside the model."""
+    device = images.device.type
+    mixed = torch.get_autocast_dtype(device) if _autocasts(device) else None
+    return (tuple(images.shape[1:]), images.dtype, str(images.device), mixed)
 
 
-def _extras(args: tuple[Any, ...], kwargs: dict[str, Any]) -> UnitExtras:
-    return UnitExtras(tuple(args[1:]), tuple(kwargs.items()))
+def _autocasts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def _random(example: Tensor, batch: int) -> Tensor:
+    where = "meta" if example.is_meta else "cpu"
+    generator = None if example.is_meta else torch.Generator().manual_seed(0)
+    images = torch.rand(batch, *example.shape[1:], generator=generator, device=where)
+    return images.to(device=example.device, dtype=example.dtype)
 
 
 def _image_shape(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int, int]:
@@ -277,12 +273,3 @@ def _image_shape(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[
         size = fixed_image_size(model) or default_image_size(model)
     height, width = (size, size) if isinstance(size, int) else size
     return input_channels(model), height, width
-
-
-def _close(left: Tensor, right: Tensor) -> bool:
-    if left.shape != right.shape:
-        return False
-    left, right = left.float(), right.float()
-    loose = 100 if right.dtype != torch.float32 else 1
-    scale = max(1.0, float(right.abs().max()))
-    return bool((left - right).abs().max() <= TOLERANCE * loose * scale)

@@ -20,7 +20,7 @@ from odn_hybrid import MultiExit, Trunk
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import count_costs, size_of
 from odn_hybrid.deploy.truncate import CutPlan, build_cut, truncate
-from odn_hybrid.errors import ConfigError, ModelError
+from odn_hybrid.errors import ConfigError, InputError, ModelError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,10 +103,7 @@ def test_every_cut(network: MultiExit) -> None:
         left = {type(module) for name, module in model.named_modules() if name in gone}
         assert left <= {nn.Identity}  # where other code calls a unit by its name
         assert not model.training
-        hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
-        # Only a model that is not timm's, whose stem is more than modules, is stopped at its first block.
-        assert bool(hooks) == (type(backbone).__module__.startswith("torchvision") and exit < len(network)
-                               and network.trunk.split.stem is None)  # fmt: skip
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_the_last_exit_is_the_backbone(network: MultiExit) -> None:
@@ -258,7 +255,7 @@ def test_a_damaged_plan(lost: str) -> None:
             build_cut(CutPlan.from_dict({**values, "layout": None}), LITTLE["resnet"][0]())
 
 
-# --- refusals ---------------------------------------------------------------------------------------
+# --- networks of one's own ---------------------------------------------------------------------------
 
 
 class TableBlock(nn.Module):
@@ -283,8 +280,11 @@ class Tables(nn.Module):
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def test_blocks_with_tables_outside_timm_are_refused_by_name() -> None:
+def test_blocks_that_share_a_table_of_the_roots_own() -> None:
     network = MultiExit(Trunk(Tables(), image_size=8)).eval()
-    assert_same_logits(truncate(network, 3), network, 3)
-    with pytest.raises(ModelError, match="Tables gives its blocks tables of its own"):
-        truncate(network, 1)
+    for exit in (1, 2, 3):
+        model = truncate(network, exit)
+        assert_same_logits(model, network, exit)
+        assert list(model.blocks._modules) == [str(unit) for unit in range(exit)]  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=r"shape \(3, 9, 9\); this cut model takes \(3, 8, 8\)"):
+        truncate(network, 1)(torch.zeros(1, 3, 9, 9))

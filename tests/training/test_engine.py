@@ -36,6 +36,15 @@ def make_network(side: int = 12, *, small_stem: bool = True) -> MultiExit:
     return MultiExit(Trunk(model, image_size=(side, side)), ExitConfig())
 
 
+def make_thin_network() -> MultiExit:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "resnet18", layers=[1, 2, 1, 2], channels=[8, 8, 16, 16], num_classes=3, in_chans=1
+    )
+    trunk = Trunk(with_small_stem(model), image_size=(12, 12))
+    return MultiExit(trunk, ExitConfig(plan="thin"))
+
+
 def make_token_network() -> MultiExit:
     torch.manual_seed(0)
     model = timm.create_model(
@@ -140,7 +149,14 @@ def test_average_is_a_network_of_its_own_for_evaluation() -> None:
 # --- the loop ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [make_network, make_token_network])
+def test_what_is_idle_of_thin_networks_is_what_they_leave_out() -> None:
+    network = make_thin_network()
+    assert idle_prefixes(network, 1) == ("backbone.layer2.1.", "backbone.layer4.1.")
+    assert idle_prefixes(network, 2) == ("backbone.layer4.1.",)
+    assert idle_prefixes(network, 3) == ()
+
+
+@pytest.mark.parametrize("make", [make_network, make_token_network, make_thin_network])
 def test_idle_exits_do_not_move(data: Data, make: Any) -> None:
     engine = make_engine(data, make(), **{"optim.weight_decay": 0.5})
     engine._epoch()  # all exits: momentum has built up everywhere
@@ -179,12 +195,13 @@ def test_looks_are_in_fp32_whatever_trains(data: Data, precision: str) -> None:
     assert {value.dtype for value in engine.network.parameters()} == {torch.float32}
 
 
-def test_training_macs_are_three_forwards_of_the_images_seen(data: Data) -> None:
-    engine = make_engine(data)
+@pytest.mark.parametrize("make", [make_network, make_thin_network])
+def test_training_macs_are_three_forwards_of_the_images_seen(data: Data, make: Any) -> None:
+    engine = make_engine(data, make())
     engine.run()
     total = 0.0
     for row in engine.history:
-        total += 3 * engine.costs.dynamic(row["active"]) * row["images"]
+        total += 3 * engine.costs.joint(row["active"]) * row["images"]
         assert row["train_macs"] == total
     assert engine.progress.train_macs == total
     batch, images = 32, len(data.splits["train"])

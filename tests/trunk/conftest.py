@@ -105,3 +105,44 @@ def build() -> Callable[[str], tuple[nn.Module, int | None]]:
         return enliven(make()), size
 
     return fresh
+
+
+def _settle(model: nn.Module, images: Tensor) -> None:
+    """Give norms the statistics of these images: with fresh ones signals die out within a few blocks."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+        norm.reset_running_stats()
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            model(images)
+    model.eval()
+
+
+def _prove(model: nn.Module, size: int | None = None, batch: int = 3) -> Trunk:
+    """Wrap it and see: to stop after any unit, to go on, or to go on with some images changes nothing."""
+    trunk = Trunk(enliven(model).eval(), image_size=size)
+    random = torch.Generator().manual_seed(3)
+    images = torch.randn(batch, trunk.image_shape[0], 1, 1, generator=random)
+    images = images + torch.randn(batch, *trunk.image_shape, generator=random)
+    _settle(model, images)
+    rows = torch.tensor([batch - 1, 0])
+    with torch.no_grad():
+        wanted = model(images)
+        scale = max(1.0, float(wanted.abs().max()))
+        assert float((wanted - wanted[0]).abs().max()) > 1e-3 * scale, "all images get the same logits"
+        state = trunk.stem(images)
+        for depth in range(len(trunk) + 1):
+            state = trunk.run(state, state.depth, depth)
+            assert (state.depth, len(state)) == (depth, batch)
+            some = trunk.tail(trunk.run(state.select(rows), depth, len(trunk)))
+            assert float((some - wanted[rows]).abs().max()) <= 1e-4 * scale, depth
+        assert float((trunk.tail(state) - wanted).abs().max()) <= 1e-5 * scale
+    return trunk
+
+
+@pytest.fixture(scope="session")
+def prove() -> Callable[..., Trunk]:
+    """`prove(model, image_size)`: the trunk of a model for which the promise was seen to hold."""
+    return _prove

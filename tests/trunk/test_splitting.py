@@ -39,13 +39,11 @@ def test_units_are_the_blocks_a_person_would_name(make_case: Callable[[str], Any
     assert make_case("vit_tiny").trunk.preserving == (True,) * 4
 
 
-def test_what_units_get_beside_the_activation(make_case: Callable[[str], Any]) -> None:
-    kinds = {name: make_case(name).trunk.split.extras for name in UNITS}
-    tables = {name: kind for name, kind in kinds.items() if kind != "none"}
-    assert tables == {
-        "vit, shared relative positions": "shared", "vit, shared rope": "shared",
-        "vit, residual pool": "shared", "vit, own rope": "own",
-    }  # fmt: skip
+def test_tables_that_are_learnt_or_computed_are_part_of_the_state(make_case: Callable[[str], Any]) -> None:
+    states = {name: make_case(name).trunk.stem(make_case(name).images) for name in UNITS}
+    with_tables = {name for name, state in states.items() if state.tables}
+    assert with_tables == {"vit, shared relative positions", "vit, own rope"}  # other ropes are constants
+    assert not any(state.streams for state in states.values())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +75,7 @@ def test_tokens_of_images_that_are_not_square() -> None:
 def test_convolutions_tell_where_the_channels_are(shape: tuple[int, int, int]) -> None:
     channels, height, width = shape
     unit = nn.Conv2d(channels, channels, 1)
-    assert layout_of(torch.zeros(2, *shape), unit, unit) == Layout("NCHW", channels, height, width)
+    assert layout_of(torch.zeros(2, *shape), [unit], unit) == Layout("NCHW", channels, height, width)
 
 
 # --- awkward networks -------------------------------------------------------------------------------
@@ -93,7 +91,7 @@ class Block(nn.Module):
 
 
 class Two(nn.Module):
-    """Two runs of blocks with something unnamed between them; the second may be the lighter."""
+    """Two runs of blocks with something unnamed between them."""
 
     def __init__(self, first: int, second: int) -> None:
         super().__init__()
@@ -108,14 +106,20 @@ class Two(nn.Module):
         return self.fc(self.late(x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+def test_two_runs_of_blocks_are_one_trunk() -> None:
+    trunk = Trunk(Two(4, 16), image_size=8)
+    flat = [name for unit in trunk.unit_names for name in unit]
+    assert flat[:3] == ["early.0", "early.1", "early.2"]
+    assert {"squeeze", "late.0.0", "late.1.0"} <= set(flat)
+    assert trunk.preserving.count(False) == 1  # where the width changes
+    assert trunk.stages[-1][1] == len(trunk)
+
+
 def test_weightless_modules_belong_to_the_block_before() -> None:
     trunk = Trunk(Two(4, 16), image_size=8)
-    assert trunk.unit_names == (("late.0.0", "late.0.1"), ("late.1.0",))
+    assert ("late.0.0", "late.0.1") in trunk.unit_names
+    assert trunk.unit_names[-1] == ("late.1.0",)
     assert trunk.after_names == ("late.1.1", "fc")
-
-
-def test_a_heavier_run_that_leads_nowhere_is_left_for_a_lighter_one() -> None:
-    assert Trunk(Two(16, 4), image_size=8).unit_names[0][0] == "late.0.0"
 
 
 def test_meta_models_are_split_without_weights() -> None:
