@@ -97,6 +97,16 @@ def test_exits_at_every_second_unit() -> None:
     assert second.dynamic(2) == every.dynamic(3) - 40  # one head fewer was passed
 
 
+def test_thin_networks_by_hand() -> None:
+    """Toy's blocks are alike: a network that runs k of them costs k blocks and the backbone's own head."""
+    costs = count_costs(MultiExit(Trunk(Toy(), image_size=8), ExitConfig(plan="thin")))
+    assert costs.plans == ((0,), (0, 1), (0, 1, 2))
+    stem, block = 16 * 27 * 4, 16 * 36 * 4
+    assert [costs.static(k) for k in (1, 2, 3)] == [stem + k * block + 40 for k in (1, 2, 3)]
+    assert [costs.dynamic(k) for k in (1, 2, 3)] == [costs.static(k) for k in (1, 2, 3)]  # no head is passed
+    assert list(costs.params) == [3 * 4 * 9 + 4 + k * (4 * 4 * 9 + 8) + 50 for k in (1, 2, 3)]
+
+
 def test_counting_is_of_one_image_and_leaves_no_trace() -> None:
     network = MultiExit(Trunk(Toy(), image_size=8)).train()
     network.backbone.blocks[0].norm.eval()  # type: ignore[index, union-attr]

@@ -176,6 +176,32 @@ def test_exits_that_do_not_exist(network: MultiExit) -> None:
         network.exit_of(9)
 
 
+@torch.no_grad()
+def test_exits_of_thin_plans_are_networks_of_their_own() -> None:
+    model = timm.create_model("resnet18", num_classes=5, channels=[8, 8, 16, 16])
+    network = MultiExit(Trunk(model, image_size=32), ExitConfig(plan="thin", every=2)).eval()
+    assert [plan.keep for plan in network.plans] == [
+        (0, 2, 4, 6), (0, 1, 2, 3, 4, 6), (0, 1, 2, 3, 4, 5, 6, 7),
+    ]  # fmt: skip
+    assert (network.units, len(network.heads), network.shares_prefix) == ((4, 6, 8), 0, False)
+    logits = network(IMAGES)
+    for exit, wanted in enumerate(logits, start=1):
+        torch.testing.assert_close(network.at(IMAGES, exit), wanted)
+        twin = copy.deepcopy(network.backbone)
+        for unit in set(range(8)) - set(network.plans[exit - 1].keep):
+            twin.set_submodule(network.trunk.unit_names[unit][0], nn.Identity())
+        torch.testing.assert_close(twin(IMAGES), wanted)
+    assert network.exit_of(6) == 2
+    with pytest.raises(InputError, match="exit 1 stands after 8 units, not 4"):
+        network.classify(1, network.trunk.run(network.trunk.stem(IMAGES), 0, 4))
+
+
+def test_a_plan_that_does_not_exist() -> None:
+    trunk = Trunk(timm.create_model("resnet18", num_classes=5, channels=[8, 8, 16, 16]), image_size=32)
+    with pytest.raises(ConfigError, match=r"exits.plan is 'fat'; choose 'prefix' or 'thin'"):
+        MultiExit(trunk, ExitConfig(plan="fat"))  # type: ignore[arg-type]
+
+
 def test_backbone_keys_and_mode_are_untouched(network: MultiExit) -> None:
     twin = timm.create_model("resnet18", num_classes=5, channels=[8, 8, 16, 16])
     assert list(network.backbone.state_dict()) == list(twin.state_dict())

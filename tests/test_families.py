@@ -1,4 +1,4 @@
-"""Twenty families of timm: wrapped, trained for two steps, cut, saved, loaded in a fresh process, tuned on."""
+"""Twenty families of timm: wrapped, trained two steps, cut, saved, loaded in a fresh process, tuned on."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def _in_a_fresh_process(folder: Path) -> dict[str, Tensor]:
         "found, folder = {}, pathlib.Path(sys.argv[1])\n"
         "for path in sorted(p for p in folder.iterdir() if p.is_dir()):\n"
         "    model = odn.load(path)\n"
-        "    images = torch.rand(2, *model._odn_plan.image_shape, generator=torch.Generator().manual_seed(0))\n"
+        "    seeded = torch.Generator().manual_seed(0)\n"
+        "    images = torch.rand(2, *model._odn_plan.image_shape, generator=seeded)\n"
         "    with torch.no_grad(): found[path.name] = model(images)\n"
         "save_file(found, folder / 'logits.safetensors')\n"
     )

@@ -83,8 +83,7 @@ def examine(model: nn.Module, image_size: tuple[int, int]) -> Evidence:
         whole = model(images)
         if not bool(whole.isfinite().all()):
             raise ModelError(f"{type(model).__name__} with random weights gives logits that are not finite")
-        every = torch.arange(len(images))
-        resumed = _distance(_resumed(trunk, images, every), whole, whole)
+        resumed = _distance(_resumed(trunk, images), whole, whole)
         parts = [torch.tensor([1]), torch.tensor([0, 2])]
         part = max(_distance(_resumed(trunk, images, rows), whole[rows], whole) for rows in parts)
     return Evidence(
@@ -116,9 +115,10 @@ def _settle_norms(model: nn.Module, images: Tensor) -> None:
         norm.eval()
 
 
-def _resumed(trunk: Trunk, images: Tensor, rows: Tensor) -> Tensor:
-    """Logits of some rows, chosen after the stem, stopped and resumed after every unit."""
-    state = trunk.stem(images).select(rows)
+def _resumed(trunk: Trunk, images: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Logits of a run stopped and resumed after every unit; of some rows, chosen after the stem, if given."""
+    state = trunk.stem(images)
+    state = state if rows is None else state.select(rows)
     for depth in range(len(trunk)):
         state = trunk.run(state, depth, depth + 1)
     return trunk.tail(state)

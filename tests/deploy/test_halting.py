@@ -256,6 +256,13 @@ def test_a_policy_of_more_exits_is_refused() -> None:
         HaltingModel(network, ConfidencePolicy(np.ones(4), np.ones(4)), gather="never")  # type: ignore[arg-type]
 
 
+def test_a_network_of_thin_plans_is_refused() -> None:
+    model = timm.create_model("resnet18", num_classes=6, channels=[8, 8, 16, 16])
+    network = MultiExit(Trunk(model, image_size=32), ExitConfig(plan="thin"))
+    with pytest.raises(ConfigError, match=r"inputs cannot halt in a network of thin plans.*or truncate it"):
+        HaltingModel(network, ConfidencePolicy(np.ones(len(network)), np.ones(len(network))))
+
+
 def test_a_copy_is_independent() -> None:
     network, images, logits = real("resnet")
     model = HaltingModel(network.copy(), policy_at(logits, [0.5] * 3))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import timm
@@ -197,7 +198,7 @@ save_file(logits, Path(sys.argv[2]) / "logits.safetensors")
 def test_a_fresh_process_gives_the_same_logits(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     images, wanted = {}, {}
-    for name in (*FULL, "torchvision resnet18"):
+    for name in ("resnet18", "vit_tiny", "torchvision resnet18"):
         network = make_network(name)
         for exit in (1, len(network)):
             key = f"{name}, exit {exit}".replace(" ", "-")
@@ -288,3 +289,52 @@ def test_blocks_that_share_a_table_of_the_roots_own() -> None:
         assert list(model.blocks._modules) == [str(unit) for unit in range(exit)]  # type: ignore[union-attr]
     with pytest.raises(InputError, match=r"shape \(3, 9, 9\); this cut model takes \(3, 8, 8\)"):
         truncate(network, 1)(torch.zeros(1, 3, 9, 9))
+
+
+class SequenceFirst(nn.Module):
+    """`nn.TransformerEncoder` as it comes: (length, batch, channels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+        layer = nn.TransformerEncoderLayer(8, 2, 16)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.encoder(self.patch(x).flatten(2).permute(2, 0, 1)).mean(0))  # type: ignore[no-any-return]
+
+
+class Pairs(nn.Module):
+    """Blocks without a module of their own: members of a list, added up in the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 1)]) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for spatial, channels in self.layers:  # type: ignore[attr-defined, misc]
+            x = spatial(x).relu() + x
+            x = channels(x).relu() + x
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("plan", ["prefix", "thin"])
+@pytest.mark.parametrize("make", [SequenceFirst, Pairs])
+def test_own_networks_are_cut_and_exported(make: Make, plan: Literal["prefix", "thin"]) -> None:
+    network = MultiExit(Trunk(make(), image_size=16), ExitConfig(plan=plan)).eval()
+    assert network.units == (1, 2, 3)
+    keys = set(network.backbone.state_dict())
+    for exit in (1, 2, 3):
+        model = truncate(network, exit)
+        assert_same_logits(model, network, exit)
+        assert {key for key in model.state_dict() if not key.startswith("fc.")} < keys
+    model, images = truncate(network, 1), some_images(network)
+    exported = torch.export.export(
+        model, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=9)},)
+    )
+    more = some_images(network, 5)
+    torch.testing.assert_close(exported.module()(more), model(more), rtol=1e-4, atol=1e-5)

@@ -106,23 +106,6 @@ def test_images_of_another_size(make_case: Callable[[str], Any], name: str) -> N
     assert_close(case.trunk.tail(case.trunk.run(state, 3, 8)), case.model(images))
 
 
-@pytest.mark.parametrize("name", TABLES[2:])
-@torch.no_grad()
-def test_tables_are_made_anew_for_images_of_another_size(build: Callable[..., Any], name: str) -> None:
-    import timm
-
-    full = {
-        "vit, shared rope": "vit_small_patch16_rope_224",
-        "vit, own rope": "vit_small_patch16_rope_mixed_224",
-    }
-    model = timm.create_model(
-        full[name], img_size=32, embed_dim=48, num_heads=3, depth=2, dynamic_img_size=True
-    ).eval()
-    trunk = Trunk(model, image_size=32)
-    images = torch.rand(2, 3, 64, 48)
-    assert_close(trunk.tail(trunk.run(trunk.stem(images), 0, 2)), model(images))
-
-
 def test_a_state_is_not_changed_by_running_on() -> None:
     trunk = Trunk(Chain(InPlace(), InPlace()), image_size=8)
     state = trunk.stem(torch.randn(2, 3, 8, 8))
@@ -199,16 +182,6 @@ def test_threads_share_a_model(make_case: Callable[[str], Any], name: str) -> No
     for thread in threads:
         thread.join()
     assert not wrong, wrong
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions(build: Callable[..., Any], dtype: torch.dtype) -> None:
-    model, _ = build("vit_tiny")
-    trunk = Trunk(model.to(dtype).eval())
-    images = torch.rand(2, 3, 32, 32).to(dtype)
-    with torch.no_grad():
-        logits = trunk.tail(trunk.run(trunk.stem(images), 0, len(trunk)))
-        assert torch.allclose(logits, model(images), rtol=0.05, atol=0.05)
 
 
 # --- wrong use --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What real networks hand from block to block, where their inputs lie, and modules that run more than once."""
+"""What real networks hand from block to block, where inputs lie in it, modules that run more than once."""
 
 from collections import OrderedDict
 from collections.abc import Callable
