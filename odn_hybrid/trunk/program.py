@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -110,20 +110,25 @@ def switchable(func: Callable[..., Any]) -> int | None:
 
 
 class Program:
-    """Steps of a model: `run(values, batch)` carries them out and adds what they make to `values`."""
+    """Steps of a model: `run(values, batch)` carries them out and leaves in `values` what is to be kept."""
 
-    def __init__(self, steps: Sequence[Step], model: nn.Module) -> None:
+    def __init__(self, steps: Sequence[Step], model: nn.Module, keep: Collection[int] = ()) -> None:
         self.steps = tuple(steps)
         self.model = model
-        self._calls = [(step, _path(step.module or ""), _only_value(step)) for step in self.steps]
+        self.keep = frozenset(keep)
+        ended = _ended(self.steps, self.keep)
+        self._calls = [
+            (step, _path(step.module or ""), _only_value(step), done)
+            for step, done in zip(self.steps, ended, strict=True)
+        ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
-        return Program(self.steps, copy.deepcopy(self.model, memo))
+        return Program(self.steps, copy.deepcopy(self.model, memo), self.keep)
 
     def run(self, values: Environment, batch: int) -> None:
-        """Carry out the steps on `values`, number -> tensor, in place."""
+        """Carry out the steps on `values`, number -> tensor, in place; what no later step takes is let go."""
         fill: _Filler | None = None
-        for step, path, only in self._calls:
+        for step, path, only, done in self._calls:
             # Looked up in every run: modules may have been replaced since (another head, converted norms).
             callee = step.func or _inside(self.model, path)
             if only is not None:
@@ -135,6 +140,20 @@ class Program:
                 values[step.outputs] = made
             else:
                 _store(step.outputs, made, values)
+            made = None
+            for number in done:
+                values.pop(number, None)
+
+
+def _ended(steps: Sequence[Step], keep: frozenset[int]) -> list[tuple[int, ...]]:
+    """Per step, the values that nobody takes after it."""
+    seen = set(keep)
+    ended: list[tuple[int, ...]] = []
+    for step in reversed(steps):
+        mine = {*step.reads, *step.makes} - seen
+        ended.append(tuple(sorted(mine)))
+        seen |= mine
+    return ended[::-1]
 
 
 def _path(name: str) -> tuple[str, ...]:

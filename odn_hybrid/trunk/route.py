@@ -34,9 +34,12 @@ class Route:
         places = [cut.place for cut in split.cuts]
         self.split = split
         self.views = [tuple(view_of(flow, v, main=v == cut.main) for v in cut.rows) for cut in split.cuts]
-        self.stem = Program(flow.steps[: places[0] + 1], model)
-        self.units = [Program(flow.steps[start + 1 : stop + 1], model) for start, stop in pairwise(places)]
-        self.tail = Program(flow.steps[places[-1] + 1 :], model)
+        self.stem = Program(flow.steps[: places[0] + 1], model, _kept(split.cuts[0]))
+        self.units = [
+            Program(flow.steps[before.place + 1 : after.place + 1], model, _kept(after))
+            for before, after in pairwise(split.cuts)
+        ]
+        self.tail = Program(flow.steps[places[-1] + 1 :], model, (flow.output,))
         self.output = flow.output
         self.passes = [_passed(flow, split.cuts, unit) for unit in range(len(self.units))]
         # What is changed in place after a cut would change a state that somebody still holds.
