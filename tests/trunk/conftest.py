@@ -136,6 +136,8 @@ def _prove(model: nn.Module, size: int | None = None, batch: int = 3) -> Trunk:
         for depth in range(len(trunk) + 1):
             state = trunk.run(state, state.depth, depth)
             assert (state.depth, len(state)) == (depth, batch)
+            if depth % max(1, len(trunk) // 6):
+                continue
             some = trunk.tail(trunk.run(state.select(rows), depth, len(trunk)))
             assert float((some - wanted[rows]).abs().max()) <= 1e-4 * scale, depth
         assert float((trunk.tail(state) - wanted).abs().max()) <= 1e-5 * scale

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import nn
 from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
 
 from odn_hybrid import Trunk
 from odn_hybrid.errors import ModelError
@@ -28,7 +29,10 @@ SMALL: dict[str, tuple[Build, int | None, int, int, str, str]] = {
                 window_size=[4, 4]),
         32, 5, 3, "features.1.0", "features.3.1",
     ),
-    "convnext": (models.convnext_tiny, 32, 21, 17, "features.1.0", "features.7.2"),
+    "convnext": (
+        partial(models.ConvNeXt, [CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 2)]),
+        32, 5, 3, "features.1.0", "features.3.1",
+    ),
     "efficientnet": (models.efficientnet_b0, 32, 16, 9, "features.1", "features.7"),
     "mobilenet_v3": (models.mobilenet_v3_small, 32, 9, 5, "features.3", "features.11"),
     "regnet": (
