@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from odn_hybrid import MultiExit, Trunk
+from odn_hybrid.backbone import BackboneSpec
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.deploy.truncate import truncate
 from odn_hybrid.errors import ConfigError, ModelError
@@ -64,7 +65,8 @@ def test_laws_of_thin(trunk: Outline, one: float, other: float) -> None:
     assert {start for start, _ in trunk.stages} <= set(plan.keep)
     assert set(every) - set(plan.keep) <= set(trunk.removable)
     assert plan.units == len(plan.keep)
-    assert (plan.units < len(trunk)) == (less > 1e-9)
+    if less == 0 or less > 1e-6:  # between them rounding decides
+        assert (plan.units < len(trunk)) == (less > 0)
     assert thin(0, trunk).keep == tuple(every)
     assert set(every) - set(thin(1, trunk).keep) == set(trunk.removable)
 
@@ -213,9 +215,10 @@ def test_thin_networks_are_cut_to_plain_modules(build: Build, name: str) -> None
     assert len(network.heads) == 0
     images = torch.rand(2, *network.trunk.image_shape)
     keys, logits = set(model.state_dict()), network(images)
+    spec = BackboneSpec(library="module", name=name)  # to look for a name that rebuilds it takes seconds
     assert [plan.units for plan in network.plans] == sorted({plan.units for plan in network.plans})
     for exit, wanted in enumerate(logits, start=1):
-        cut = truncate(network, exit)
+        cut = truncate(network, exit, spec)
         torch.testing.assert_close(cut(images), wanted, rtol=1e-4, atol=1e-5)
         assert isinstance(cut, type(model))
         assert set(cut.state_dict()) <= keys
