@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from odn_hybrid.errors import ModelError
+from odn_hybrid.trunk.cuts import Cut
 from odn_hybrid.trunk.flow import Flow
 from odn_hybrid.trunk.program import Program, Step
-from odn_hybrid.trunk.splitting import Cut, Split
+from odn_hybrid.trunk.splitting import Split
 from odn_hybrid.trunk.state import State
 from odn_hybrid.trunk.view import view_of
 
