@@ -12,7 +12,7 @@ PYTEST_ARGS ?= -n logical --maxprocesses=4 --dist=loadfile
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long sweep lint format lock clean
+.PHONY: help setup demo test test-long sweep validity lint format lock clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ sweep: setup  ## split all of timm, check the smallest model of every family (ab
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/sweep.py; status=$$?; \
 	  $(BIN)/python benchmarks/coverage.py --recount && $(BIN)/python benchmarks/tables.py && exit $$status
+
+validity: setup  ## false certificates by simulation, end to end, all settings (about 5 minutes on one core)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validity.py
 
 lint: setup  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .

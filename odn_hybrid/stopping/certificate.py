@@ -13,8 +13,10 @@ from odn_hybrid.errors import CertificateError, InputError, OdnError
 from odn_hybrid.stopping.checks import as_correct, check_counts, check_fraction, check_probability
 from odn_hybrid.stopping.paired import PairedTest
 
-__all__ = ["Certificate", "certify_paired", "smallest_drop"]
+__all__ = ["ACCURACY", "METHOD", "Certificate", "certify_paired", "smallest_drop"]
 
+ACCURACY = "accuracy"  # what is measured unless the caller says otherwise
+METHOD = "exact paired test"
 EXACT_SEARCH = 20_000  # images up to which the advice on sample size is worked out with the exact test
 
 
@@ -27,7 +29,8 @@ class Certificate:
     confidence bound on the drop, a fraction in [-1, 1]; `certified` is `upper_bound <= drop`. `needed_n`:
     about how many images would earn the promise at the observed rates, None when it is earned or when no
     number would do. `reference`: what the drop is measured against. `data`: what the promise is
-    exchangeable with. `statement`: the promise or the refusal in one line.
+    exchangeable with. `statement`: the promise or the refusal in one line. `measure`: the accuracy meant,
+    such as "top-5 accuracy". `method`: the test.
     """
 
     drop: float
@@ -41,6 +44,8 @@ class Certificate:
     reference: str
     data: str
     statement: str
+    measure: str = ACCURACY
+    method: str = METHOD
 
     def require(self) -> Certificate:
         """This certificate if it was earned; raises `CertificateError` with the refusal otherwise."""
@@ -59,9 +64,20 @@ class Certificate:
         Raises `CertificateError` where a field is missing or unusable, or where the counts do not bear out
         what the record claims.
         """
-        fields = ("n", "newly_wrong", "newly_right", "drop", "delta", "reference", "data")
+        fields = ("n", "newly_wrong", "newly_right", "drop", "delta", "reference", "data", "measure")
+        if isinstance(values, dict):
+            values = {
+                "measure": ACCURACY,
+                "method": METHOD,
+                **values,
+            }  # records from before there were others
         if not isinstance(values, dict) or set(values) != set(cls.__dataclass_fields__):
             raise CertificateError(f"not a certificate: {values!r}; certify again")
+        if values["method"] != METHOD:
+            raise CertificateError(
+                f"the certificate's method is {values['method']!r}, expected {METHOD!r}; read it with "
+                "read_certificate or certify again"
+            )
         try:
             again = _decide(**{name: values[name] for name in fields})
             agrees = bool(values["certified"]) == again.certified
@@ -84,11 +100,13 @@ def certify_paired(
     delta: float,
     reference: str = "the reference",
     data: str = "the certification images",
+    measure: str = ACCURACY,
 ) -> Certificate:
     """Test the promise "accuracy drop at most `drop`" at level `delta` on paired answers.
 
     `correct_reference`, `correct_policy`: (n,) bool, the same images in the same order, used for nothing
-    that the policy, the reference or `drop` depends on. Exact for every n and all rates: for i.i.d. images,
+    that the policy, the reference or `drop` depends on. `measure` names what "correct" means, such as
+    "top-5 accuracy". Exact for every n and all rates: for i.i.d. images,
     a drop above `drop` is certified with probability at most `delta`. Method and proof:
     theory/certificate.md. Raises `InputError` for arrays that are not paired booleans and `ConfigError` for
     `drop` or `delta` out of range.
@@ -107,6 +125,7 @@ def certify_paired(
         delta=delta,
         reference=reference,
         data=data,
+        measure=measure,
     )
 
 
@@ -128,7 +147,15 @@ def smallest_drop(n: int, delta: float) -> float:
 
 
 def _decide(
-    *, n: int, newly_wrong: int, newly_right: int, drop: float, delta: float, reference: str, data: str
+    *,
+    n: int,
+    newly_wrong: int,
+    newly_right: int,
+    drop: float,
+    delta: float,
+    reference: str,
+    data: str,
+    measure: str,
 ) -> Certificate:
     newly_wrong, n = check_counts(newly_wrong, n)
     newly_right, _ = check_counts(newly_right, n - newly_wrong) if newly_right else (0, n)
@@ -138,18 +165,19 @@ def _decide(
     certified = bound <= drop
     needed = None if certified else _needed_images(test)
     counts = f"{n} images, {newly_wrong} newly wrong and {newly_right} newly right"
-    confidence = math.floor((1 - delta) * 1e4 + 1e-9) / 1e4  # rounded, but never to a larger claim
-    promise = f"accuracy drop against {reference} is at most {in_points(drop)}"
+    confidence = in_confidence(delta)
+    promise = f"{measure} drop against {reference} is at most {in_points(drop)}"
     if certified:
-        statement = f"{promise} with confidence {confidence:g}, for data exchangeable with {data} ({counts})"
+        statement = f"{promise} with confidence {confidence}, for data exchangeable with {data} ({counts})"
     else:
         statement = (
-            f"not certified: that the {promise} is not shown with confidence {confidence:g} "
+            f"not certified: that the {promise} is not shown with confidence {confidence} "
             f"by {counts}, of {data} (upper bound {in_points(bound, up=True)}); {_advice(test, needed)}"
         )
     return Certificate(
         drop=drop, delta=delta, n=n, newly_wrong=newly_wrong, newly_right=newly_right, upper_bound=bound,
         certified=certified, needed_n=needed, reference=reference, data=data, statement=statement,
+        measure=measure,
     )  # fmt: skip
 
 
@@ -166,6 +194,11 @@ def in_points(fraction: float, up: bool = False) -> str:
     """A fraction in percentage points; an upper bound is rounded up, never to a smaller claim."""
     value = math.ceil(fraction * 1e4 - 1e-9) / 100 if up else fraction * 100
     return f"{value:.4g} point{'' if value == 1 else 's'}"
+
+
+def in_confidence(delta: float) -> str:
+    """1 - `delta` in words' precision: rounded, but never to a larger claim."""
+    return f"{math.floor((1 - delta) * 1e4 + 1e-9) / 1e4:g}"
 
 
 def _needed_images(test: PairedTest) -> int | None:

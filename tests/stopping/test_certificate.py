@@ -101,6 +101,21 @@ def test_a_record_its_counts_do_not_bear_out_is_refused():
         Certificate.from_dict({"certified": True})
 
 
+def test_another_accuracy_is_named_and_kept():
+    found = certify_paired(*_answers(2000, 6, 2), drop=0.01, delta=0.05, measure="top-5 accuracy")
+    assert found.statement.startswith("top-5 accuracy drop against the reference is at most 1 point")
+    assert found.method == "exact paired test"
+    assert Certificate.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    with pytest.raises(CertificateError, match="method"):
+        Certificate.from_dict({**found.to_dict(), "method": "betting test"})
+
+
+def test_records_from_before_there_were_other_methods_are_read():
+    found = certify_paired(*_answers(2000, 6, 2), drop=0.01, delta=0.05)
+    older = {key: value for key, value in found.to_dict().items() if key not in ("measure", "method")}
+    assert Certificate.from_dict(older) == found
+
+
 def test_bad_arguments_are_refused():
     before, after = _answers(10, 1, 0)
     with pytest.raises(InputError, match="paired"):
