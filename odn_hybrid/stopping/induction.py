@@ -64,18 +64,7 @@ def backward_induction(
 
     Raises `InputError` for arrays that do not fit or are not finite, `ConfigError` for another `shape`.
     """
-    lost, seen, paid, kind = _checked(losses, scores, costs, price, groups, shape)
-    n, exits = lost.shape
-    total = lost + paid
-    future = total[:, -1].copy()
-    taken = np.full(n, exits, dtype=np.int64)
-    rules: list[tuple[Rule, ...]] = [_always(int(kind.max()) + 1)]
-    for exit in range(exits - 2, -1, -1):
-        row, stops = _decided(seen[:, exit], kind[:, exit], total[:, exit], future, kind.max(), shape, least)
-        rules.append(row)
-        future = np.where(stops, total[:, exit], future)
-        taken = np.where(stops, exit + 1, taken)
-    return Induction(tuple(reversed(rules)), float(future.mean()), taken)
+    return _induced(_checked(losses, scores, costs, price, groups, shape), shape, least, nearest=False)
 
 
 def one_step_ahead(
@@ -93,17 +82,26 @@ def one_step_ahead(
     Optimal in the monotone case (Chow, Robbins and Siegmund 1971): where it once calls for stopping it always
     would. Else it stops too early, at a plateau before a late gain.
     """
-    lost, seen, paid, kind = _checked(losses, scores, costs, price, groups, shape)
+    return _induced(_checked(losses, scores, costs, price, groups, shape), shape, least, nearest=True)
+
+
+def _induced(
+    problem: tuple[Floats, Floats, Floats, NDArray[np.int64]], shape: str, least: int, *, nearest: bool
+) -> Induction:
+    """From the last exit back: stopping against the next exit (`nearest`) or what was decided later."""
+    lost, seen, paid, kind = problem
     n, exits = lost.shape
     total = lost + paid
+    value = total[:, -1].copy()
     taken = np.full(n, exits, dtype=np.int64)
     rules: list[tuple[Rule, ...]] = [_always(int(kind.max()) + 1)]
     for exit in range(exits - 2, -1, -1):
-        nearest = total[:, exit + 1]
-        row, stops = _decided(seen[:, exit], kind[:, exit], total[:, exit], nearest, kind.max(), shape, least)
+        later = total[:, exit + 1] if nearest else value
+        row, stops = _decided(seen[:, exit], kind[:, exit], total[:, exit], later, kind.max(), shape, least)
         rules.append(row)
+        value = np.where(stops, total[:, exit], value)
         taken = np.where(stops, exit + 1, taken)
-    return Induction(tuple(reversed(rules)), float(total[np.arange(n), taken - 1].mean()), taken)
+    return Induction(tuple(reversed(rules)), float(value.mean()), taken)
 
 
 def _decided(
