@@ -35,10 +35,10 @@ from odn_hybrid.training.engine import (
     Listener,
     own_randomness,
     train_macs_per_image,
-    trains_alone,
 )
 from odn_hybrid.training.expansion import Expansion
 from odn_hybrid.training.objectives import PLAIN, build_objective
+from odn_hybrid.training.stepping import trains_alone
 from odn_hybrid.trunk import Trunk
 
 __all__ = ["fit"]

@@ -22,6 +22,7 @@ from odn_hybrid.training.device import accelerator_on
 from odn_hybrid.training.engine import Engine, own_randomness, train_macs_per_image
 from odn_hybrid.training.expansion import Expansion
 from odn_hybrid.training.precision import misread_convolutions, resolve_precision
+from odn_hybrid.training.stepping import Stepper
 from odn_hybrid.trunk import Trunk
 
 CPU = torch.device("cpu")
@@ -261,7 +262,7 @@ def test_too_little_memory_is_said_with_the_batch(data: Data, monkeypatch: pytes
     def step(*_: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate much")
 
-    monkeypatch.setattr(Engine, "_step", step)
+    monkeypatch.setattr(Stepper, "step", step)
     with pytest.raises(TrainingError, match=r"too small for batches of 32 images; lower optim\.batch_size"):
         make_engine(data).run()
 
@@ -273,9 +274,9 @@ def test_unknown_optimizer(data: Data) -> None:
 
 def test_default_rates_follow_batch_and_kind(data: Data) -> None:
     maps, tokens = make_engine(data), make_engine(data, make_token_network())
-    assert maps.base_rates[0] == pytest.approx(0.1 * 32 / 128)
-    assert tokens.base_rates[0] == pytest.approx(1e-3 * 32 / 128)
-    assert make_engine(data, **{"optim.lr": 0.02}).base_rates[0] == 0.02
+    assert maps.stepper.base_rates[0] == pytest.approx(0.1 * 32 / 128)
+    assert tokens.stepper.base_rates[0] == pytest.approx(1e-3 * 32 / 128)
+    assert make_engine(data, **{"optim.lr": 0.02}).stepper.base_rates[0] == 0.02
 
 
 # --- device and randomness --------------------------------------------------------------------------

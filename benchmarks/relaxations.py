@@ -1,0 +1,136 @@
+"""Candidate relaxations of the stopping problem, as training objectives: the field that `depth_reg` was chosen from.
+
+Each weighs the exits' losses by who stops where. `kind` says how that is decided:
+
+- `power`: not at all; weights rise as a power of the cost (0 is the plain joint objective);
+- `confidence`: the share of inputs that a fixed confidence threshold stops at each exit;
+- `snell`: the share that the Snell rule of the moment stops there, from an online backward induction;
+- `hindsight`: per input, soft-Bellman stop weights that know the label;
+- `own`: per input, the Snell rule's own choice;
+- `hinge`: per input, how much going on would gain beyond its price.
+
+All have a joint part, a part for the deepest exit and a part for the halting weights, and may add
+self-distillation from the deepest exit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odn_hybrid.training import ExitOutputs, register_objective
+
+BINS = 32
+MEMORY = 0.98  # of the running averages, per step
+TAU = 0.3
+
+
+@register_objective("relaxation")
+class Relaxation(nn.Module):
+    """See the module's text. `lam` is the price of the whole network, in errors (nats for `hindsight`)."""
+
+    def __init__(
+        self,
+        exits: int,
+        *,
+        kind: str = "power",
+        deepest: float = 0.3,
+        halting: float = 0.3,
+        lam: float = 0.1,
+        power: float = 0.0,
+        threshold: float = 0.9,
+        distill: float = 0.0,
+        temperature: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.kind, self.deepest, self.halting, self.lam = kind, deepest, halting, lam
+        self.power, self.threshold, self.distill, self.temperature = power, threshold, distill, temperature
+        self.going: Tensor
+        self.register_buffer("going", torch.full((exits, BINS), 1.0))
+
+    def forward(self, outputs: ExitOutputs) -> Tensor:
+        losses = outputs.losses()
+        m = len(outputs.logits)
+        costs = outputs.costs.to(losses)
+        base = costs**self.power
+        base = base / base.sum()
+        if self.kind == "power":
+            weights, halting = base.clone(), 0.0
+        else:
+            halting = self.halting
+            weights = (1 - self.deepest - halting) * base
+        if self.kind == "power":
+            weights = (1 - self.deepest) * weights
+        weights[-1] = weights[-1] + self.deepest
+        taught = losses
+        if self.distill and m > 1:
+            taught = (1 - self.distill) * losses + self.distill * self._from_deepest(outputs.logits)
+        total = (weights * taught.mean(1)).sum()
+        if halting:
+            total = total + halting * self._halting(outputs, taught, losses.detach(), costs)
+        return total
+
+    def _from_deepest(self, logits: list[Tensor]) -> Tensor:
+        t = self.temperature
+        teacher = (logits[-1].detach().float() / t).log_softmax(1)
+        rows = [
+            F.kl_div((z.float() / t).log_softmax(1), teacher, reduction="none", log_target=True).sum(1) * t * t
+            for z in logits[:-1]
+        ]
+        return torch.stack([*rows, torch.zeros_like(rows[0])])
+
+    def _halting(self, outputs: ExitOutputs, taught: Tensor, losses: Tensor, costs: Tensor) -> Tensor:
+        if self.kind == "hindsight":
+            return (_hindsight(losses, costs, self.lam) * taught).sum(0).mean()
+        if self.kind == "hinge":
+            later = losses + self.lam * costs[:, None]
+            best = later.flip(0).cummin(0).values.flip(0)
+            return torch.relu(taught[:-1] - (best[1:] - self.lam * costs[:-1, None])).mean() + taught[-1].mean()
+        taken = self._taken(outputs.logits, costs)  # (m, batch) one-hot
+        if self.kind == "own":
+            return (taken * taught).sum(0).mean()
+        return (taken.mean(1) * taught.mean(1)).sum()
+
+    @torch.no_grad()
+    def _taken(self, logits: list[Tensor], costs: Tensor) -> Tensor:
+        tops = torch.stack([z.detach().float().softmax(1).topk(2, dim=1).values for z in logits])
+        if self.kind == "confidence":
+            stop = tops[..., 0] >= self.threshold
+        else:
+            stop = self._snell(1 - tops[..., 0], tops[..., 0] - tops[..., 1], costs)
+        stop[-1] = True
+        first = stop.float().cumsum(0).eq(1) & stop
+        return first.float()
+
+    def _snell(self, loss: Tensor, margin: Tensor, costs: Tensor) -> Tensor:
+        """Whom the rule stops, (m, batch); the rule is brought up to date with this batch."""
+        m = len(loss)
+        stop = torch.ones_like(loss, dtype=torch.bool)
+        value = loss[-1]
+        bins = (margin * BINS).long().clamp(0, BINS - 1)
+        for k in range(m - 2, -1, -1):
+            on = value + self.lam * (costs[k + 1] - costs[k])
+            count = torch.zeros(BINS, device=on.device).index_add_(0, bins[k], torch.ones_like(on))
+            total = torch.zeros(BINS, device=on.device).index_add_(0, bins[k], on)
+            keep = MEMORY**count.clamp(max=8)
+            self.going[k] = torch.where(count > 0, keep * self.going[k] + (1 - keep) * total / count.clamp(min=1), self.going[k])
+            stop[k] = loss[k] <= self.going[k][bins[k]]
+            value = torch.where(stop[k], loss[k], on)
+        return stop
+
+
+def _hindsight(losses: Tensor, costs: Tensor, lam: float) -> Tensor:
+    """Soft-Bellman stop weights (m, batch), knowing every exit's loss."""
+    price = lam * costs[:, None]
+    value, stops = losses[-1] + price[-1], [torch.ones_like(losses[-1])]
+    for k in range(len(losses) - 2, -1, -1):
+        now = losses[k] + price[k]
+        stop = torch.sigmoid((value - now) / TAU)
+        value = stop * now + (1 - stop) * value
+        stops.insert(0, stop)
+    left, weights = torch.ones_like(losses[0]), []
+    for stop in stops:
+        weights.append(left * stop)
+        left = left * (1 - stop)
+    return torch.stack(weights)
