@@ -29,7 +29,7 @@ from odn_hybrid.deploy.conclusion import conclude
 from odn_hybrid.outputs import record_outputs
 from odn_hybrid.run import Run
 from odn_hybrid.rundir import RunDir, read_json, read_tensors, write_json, write_tensors
-from odn_hybrid.training.expansion import Progress
+from odn_hybrid.training.procedure.expansion import Progress
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "cifar10_small.yaml"

@@ -3,10 +3,10 @@
     python benchmarks/depth_reg.py trial NAME --data cifar10.npz --into TRIALS [--seed 0] [--epochs 12]
     python benchmarks/depth_reg.py record TRIALS
 
-A trial trains the shared small network (configs/cifar10_small.yaml) on a shorter schedule and writes its history and,
-on the development images (selection and certification splits, neither used by training nor by the policies)
-and on the test split, accuracy against mean MACs of two families of policies fitted on the calibration split.
-Trials are ranked on the development images alone. `record` gathers them.
+A trial trains the shared small network (configs/cifar10_small.yaml) on a shorter schedule. It writes its
+history, and accuracy against mean MACs of two families of policies, fitted on the calibration split,
+on the test split and on the development images (selection and certification, which neither training nor
+policies use). Trials are ranked on the development images alone. `record` gathers them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import relaxations  # noqa: F401  (registers the candidates)
-from record import write_record
 from safetensors.numpy import save_file
 
 import odn_hybrid as odn
@@ -45,10 +44,17 @@ TRIALS: dict[str, dict[str, Any]] = {
     "joint_cost": relaxed("power", power=1.0, deepest=0.0),
     "joint_cost_deepest": relaxed("power", power=1.0, deepest=0.3),
     "joint_cost2": relaxed("power", power=2.0, deepest=0.0),
+    "joint_deepest_most": relaxed("power", deepest=0.7),
+    "joint_cost2_fast": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.2},
+    "joint_cost2_slow": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.05},
     # population weights
-    "gates": {"objective.name": "depth_reg"},
+    "gates": {"objective.name": "gates"},
     "snell": relaxed("snell"),
     "snell_more": relaxed("snell", halting=0.6),
+    "joint_decoupled": relaxed("power", deepest=0.4, decouple=True),
+    "snell_decoupled": relaxed("snell", halting=0.6, decouple=True),
+    "snell_cheap": relaxed("snell", lam=0.03, halting=0.6),
+    "snell_dear": relaxed("snell", lam=0.3, halting=0.6),
     "snell_cost": relaxed("snell", halting=0.5, deepest=0.2, power=1.0),
     "confidence": relaxed("confidence"),
     # per input
@@ -70,7 +76,9 @@ def trial(name: str, data: str, seed: int, epochs: int, into: Path) -> None:
     """Train one candidate and write what it came to."""
     changes = {**schedule(epochs), **TRIALS[name], "seed": seed}
     started = time.monotonic()
-    run = odn.fit(RECIPE, data, overrides=changes, listener=lambda row: print(row["epoch"], row["loss"], flush=True))
+    run = odn.fit(
+        RECIPE, data, overrides=changes, listener=lambda row: print(row["epoch"], row["loss"], flush=True)
+    )
     records = run.parts.records
     cost = [row["macs_dynamic"] for row in run.report_["exits"]]
     development = joined(records["selection"], records["certification"])
@@ -96,15 +104,21 @@ def trial(name: str, data: str, seed: int, epochs: int, into: Path) -> None:
         "search": run.report_["search"],
         "history": run.history_,
     }
-    arrays = {f"{split}.{what}": getattr(records[split], what) for split in records for what in ("logits", "labels")}
-    save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, into / f"{stem}.safetensors")
+    arrays = {
+        f"{split}.{what}": getattr(records[split], what) for split in records for what in ("logits", "labels")
+    }
+    save_file(
+        {key: np.ascontiguousarray(value) for key, value in arrays.items()}, into / f"{stem}.safetensors"
+    )
     (into / f"{stem}.json").write_text(json.dumps(result))
 
 
 def joined(one: ExitRecord, two: ExitRecord) -> ExitRecord:
     """Two splits as one."""
     return ExitRecord(
-        np.concatenate([one.logits, two.logits]), np.concatenate([one.labels, two.labels]), one.digest + two.digest
+        np.concatenate([one.logits, two.logits]),
+        np.concatenate([one.labels, two.labels]),
+        one.digest + two.digest,
     )
 
 

@@ -1,4 +1,4 @@
-"""Candidate relaxations of the stopping problem, as training objectives: the field that `depth_reg` was chosen from.
+"""Candidate relaxations of the stopping problem, as objectives: the field that `depth_reg` was chosen from.
 
 Each weighs the exits' losses by who stops where. `kind` says how that is decided:
 
@@ -15,10 +15,13 @@ self-distillation from the deepest exit.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odn_hybrid.exits import MultiExit
 from odn_hybrid.training import ExitOutputs, register_objective
 
 BINS = 32
@@ -42,8 +45,12 @@ class Relaxation(nn.Module):
         threshold: float = 0.9,
         distill: float = 0.0,
         temperature: float = 2.0,
+        decouple: bool = False,
     ) -> None:
         super().__init__()
+        self.decouple = decouple
+        if decouple:
+            scale_heads(exits)
         self.kind, self.deepest, self.halting, self.lam = kind, deepest, halting, lam
         self.power, self.threshold, self.distill, self.temperature = power, threshold, distill, temperature
         self.going: Tensor
@@ -66,6 +73,11 @@ class Relaxation(nn.Module):
         taught = losses
         if self.distill and m > 1:
             taught = (1 - self.distill) * losses + self.distill * self._from_deepest(outputs.logits)
+        if self.decouple:
+            if halting:
+                weights = weights + halting * self._taken(outputs.logits, costs).mean(1)
+            TRUNK[: m - 1] = weights[:-1].tolist()
+            return taught[:-1].mean(1).sum() + weights[-1] * taught[-1].mean()
         total = (weights * taught.mean(1)).sum()
         if halting:
             total = total + halting * self._halting(outputs, taught, losses.detach(), costs)
@@ -75,7 +87,9 @@ class Relaxation(nn.Module):
         t = self.temperature
         teacher = (logits[-1].detach().float() / t).log_softmax(1)
         rows = [
-            F.kl_div((z.float() / t).log_softmax(1), teacher, reduction="none", log_target=True).sum(1) * t * t
+            F.kl_div((z.float() / t).log_softmax(1), teacher, reduction="none", log_target=True).sum(1)
+            * t
+            * t
             for z in logits[:-1]
         ]
         return torch.stack([*rows, torch.zeros_like(rows[0])])
@@ -86,7 +100,9 @@ class Relaxation(nn.Module):
         if self.kind == "hinge":
             later = losses + self.lam * costs[:, None]
             best = later.flip(0).cummin(0).values.flip(0)
-            return torch.relu(taught[:-1] - (best[1:] - self.lam * costs[:-1, None])).mean() + taught[-1].mean()
+            return (
+                torch.relu(taught[:-1] - (best[1:] - self.lam * costs[:-1, None])).mean() + taught[-1].mean()
+            )
         taken = self._taken(outputs.logits, costs)  # (m, batch) one-hot
         if self.kind == "own":
             return (taken * taught).sum(0).mean()
@@ -113,11 +129,41 @@ class Relaxation(nn.Module):
             on = value + self.lam * (costs[k + 1] - costs[k])
             count = torch.zeros(BINS, device=on.device).index_add_(0, bins[k], torch.ones_like(on))
             total = torch.zeros(BINS, device=on.device).index_add_(0, bins[k], on)
-            keep = MEMORY**count.clamp(max=8)
-            self.going[k] = torch.where(count > 0, keep * self.going[k] + (1 - keep) * total / count.clamp(min=1), self.going[k])
+            keep = MEMORY ** count.clamp(max=8)
+            self.going[k] = torch.where(
+                count > 0, keep * self.going[k] + (1 - keep) * total / count.clamp(min=1), self.going[k]
+            )
             stop[k] = loss[k] <= self.going[k][bins[k]]
             value = torch.where(stop[k], loss[k], on)
         return stop
+
+
+TRUNK: list[float] = []
+
+
+class _Scaled(torch.autograd.Function):
+    """The identity, whose gradient is scaled by what the objective has set for the exit."""
+
+    @staticmethod
+    def forward(ctx, x, exit):  # type: ignore[no-untyped-def]
+        ctx.exit = exit
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        return gradient * TRUNK[ctx.exit - 1], None
+
+
+def scale_heads(exits: int) -> None:
+    """From now on exit heads train at full weight, and pass on to the trunk what `TRUNK` says."""
+    TRUNK[:] = [1.0] * (exits - 1)
+
+    def classify(self, number, state):  # type: ignore[no-untyped-def]
+        if self.own_head(number):
+            return self.trunk.tail(state)
+        return self.heads[number - 1](_Scaled.apply(state.x, number))
+
+    MultiExit.classify = classify  # type: ignore[method-assign]
 
 
 def _hindsight(losses: Tensor, costs: Tensor, lam: float) -> Tensor:
@@ -134,3 +180,43 @@ def _hindsight(losses: Tensor, costs: Tensor, lam: float) -> Tensor:
         weights.append(left * stop)
         left = left * (1 - stop)
     return torch.stack(weights)
+
+
+@register_objective("gates")
+class Gates(nn.Module):
+    """Population weights from a halting distribution of learned gates, which `depth_reg` was before.
+
+    A gate at each exit is linear in three statistics of the exit's own logits; the gates alone minimise the
+    expected loss plus price (nats), the network the losses weighed by the batch's mean halting distribution.
+    """
+
+    SCALE, FLOOR = 4.0, 0.02
+
+    def __init__(self, exits: int, *, lam: float = 0.1, deepest: float = 0.3, halting: float = 0.3) -> None:
+        super().__init__()
+        self.lam, self.deepest, self.halting = lam, deepest, halting
+        self.slope = nn.Parameter(torch.zeros(exits - 1, 3))
+        self.offset = nn.Parameter(torch.full((exits - 1,), -1.0))
+
+    def forward(self, outputs: ExitOutputs) -> Tensor:
+        """The loss of network and gates."""
+        losses = outputs.losses()
+        m = len(losses)
+        features = torch.stack([_statistics(z.detach().float()) for z in outputs.logits[:-1]])
+        score = torch.einsum("kbf,kf->kb", features, self.slope[: m - 1]) * self.SCALE
+        stop = self.FLOOR + (1 - 2 * self.FLOOR) * torch.sigmoid(score + self.offset[: m - 1, None])
+        going = torch.cumprod(1 - stop, dim=0)
+        halting = torch.cat([stop * torch.cat([torch.ones_like(going[:1]), going[:-1]]), going[-1:]])
+        price = self.lam * outputs.costs.to(losses)
+        gates = (halting * (losses.detach() + price[:, None])).sum(0).mean()
+        weights = (1 - self.deepest - self.halting) / m + self.halting * halting.detach().mean(1)
+        weights[-1] = weights[-1] + self.deepest
+        return (weights * losses.mean(1)).sum() + gates
+
+
+def _statistics(logits: Tensor) -> Tensor:
+    """Largest probability, margin, entropy over log classes: (batch, 3) in [0, 1]."""
+    probabilities = logits.softmax(1)
+    top = probabilities.topk(2, dim=1).values
+    entropy = -(probabilities * logits.log_softmax(1)).sum(1) / math.log(logits.shape[1])
+    return torch.stack([top[:, 0], top[:, 0] - top[:, 1], entropy], dim=1)

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 import odn_hybrid as odn
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import measure
+from odn_hybrid.training.devices.precision import resolve_precision
 from odn_hybrid.training.objectives import ExitOutputs, build_objective
-from odn_hybrid.training.precision import resolve_precision
 
 CASES = {"resnet18": (224, 16), "vit_tiny_patch16_224": (224, 16)}
 

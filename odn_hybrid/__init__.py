@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from odn_hybrid.fitting import fit as fit
     from odn_hybrid.run import Run as Run
     from odn_hybrid.run import compare as compare
+    from odn_hybrid.several import fit_seeds as fit_seeds
     from odn_hybrid.training.objectives import register_objective as register_objective
     from odn_hybrid.trunk import DepthPlan as DepthPlan
     from odn_hybrid.trunk import State as State
@@ -53,6 +54,7 @@ _HOMES = {
     "count_costs": "cost",
     "cut": "deploy.truncate",
     "fit": "fitting",
+    "fit_seeds": "several",
     "load": "artifacts",
     "load_recipe": "config",
     "prefix": "trunk",

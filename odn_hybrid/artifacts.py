@@ -207,7 +207,7 @@ def _halting_files(model: HaltingModel) -> tuple[dict[str, dict[str, Tensor]], d
         "certificate": model.certificate,
         "preprocess": preprocess.to_dict() if preprocess is not None else None,
     }
-    files = {WEIGHTS_FILE: network.backbone.state_dict(), EXITS_FILE: network.heads.state_dict()}
+    files = {WEIGHTS_FILE: network.backbone.state_dict(), EXITS_FILE: network.exit_parts()}
     if model.reference is not None:
         confidence, taken = (torch.from_numpy(np.ascontiguousarray(part)) for part in model.reference)
         files[REFERENCE_FILE] = {"confidence": confidence, "exit": taken}
@@ -262,7 +262,7 @@ def _network(
 def write_run(rundir: RunDir, parts: RunParts) -> None:
     """Write a finished run; `report.json` comes last and marks it as finished."""
     rundir.save_tensors(WEIGHTS_FILE, parts.network.backbone.state_dict())
-    rundir.save_tensors(EXITS_FILE, parts.network.heads.state_dict())
+    rundir.save_tensors(EXITS_FILE, parts.network.exit_parts())
     outputs: dict[str, Tensor] = {}
     for name, record in parts.records.items():
         outputs[f"{name}.logits"] = torch.from_numpy(record.logits)

@@ -26,6 +26,7 @@ __all__ = [
     "evaluating",
     "fixed_image_size",
     "input_channels",
+    "is_published",
     "load_checkpoint",
     "spec_of",
     "unwrapped",
@@ -182,10 +183,21 @@ def default_image_size(model: nn.Module) -> int:
     return int(cfg.get("input_size", (3, 224, 224))[-1])
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+def is_published(name: str) -> bool:
+    """Whether timm knows where weights of this model can be had; true of names that it does not know."""
+    import timm
+
+    if not timm.is_model(name):
+        return True
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return cfg is not None and bool(cfg.has_weights)
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> bool:
     """Load a local .safetensors file of pretrained weights; a classifier of another size is left as it is.
 
-    Raises `ModelError` if the file cannot be read, or if anything but the classifier does not fit.
+    Returns whether the classifier's weights were all there. Raises `ModelError` if the file cannot be read,
+    or if anything but the classifier does not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -207,6 +219,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     if bad:
         raise ModelError(f"{path} does not fit {type(model).__name__}: {bad[0]} (and {len(bad) - 1} more)")
     model.load_state_dict({k: v for k, v in weights.items() if k in own and k not in other}, strict=False)
+    return not any(key in own for key in other + missing)
 
 
 def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:

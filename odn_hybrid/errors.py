@@ -21,6 +21,8 @@ class OdnError(Exception):
     """
 
     exit_status = 1
+    #: Of a fit in several processes: another of them prints this error.
+    elsewhere = False
 
 
 class ConfigError(OdnError):

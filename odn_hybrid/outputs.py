@@ -7,11 +7,13 @@ over a split once.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from odn_hybrid.backbone import evaluating
 from odn_hybrid.data import Preprocess, Split, make_loader
@@ -57,30 +59,69 @@ class ExitRecord:
         return ExitRecord(self.logits[:, :exit], self.labels, self.digest, self.runtime, self.model)
 
 
+class Sharing(Protocol):
+    """Several processes that share a split; `training.processes.Processes` is one."""
+
+    rank: int
+    count: int
+
+    def broadcast(self, tensor: Tensor, source: int) -> Tensor:
+        """`tensor` of process `source`, on the CPU; the others give one of its shape and dtype."""
+
+
 @torch.no_grad()
 def record_outputs(
-    network: MultiExit, split: Split, preprocess: Preprocess, *, upto: int | None = None, workers: int = 0
+    network: MultiExit,
+    split: Split,
+    preprocess: Preprocess,
+    *,
+    upto: int | None = None,
+    workers: int = 0,
+    sharing: Sharing | None = None,
 ) -> ExitRecord:
-    """Run exits 1..`upto` (default: all) over a split in evaluation mode and fp32."""
+    """Run exits 1..`upto` (default: all) over a split in evaluation mode and fp32.
+
+    With `sharing` each process runs some of the batches, and all get the whole record: batches are those of
+    one process, so that nothing is padded, doubled or left out.
+    """
     device = next(network.parameters()).device
     maps = network.trunk.layout(1).kind == "NCHW"
-    logits, labels = [], []
+    rank, count = (0, 1) if sharing is None else (sharing.rank, sharing.count)
+    exits = len(network) if upto is None else upto
+    logits = np.empty((len(split), exits, network.trunk.num_classes), np.float32)
+    starts = _starts(len(split), count)
+    mine = replace(split, indices=split.indices[starts[rank] : starts[rank + 1]])
+    done = starts[rank]
     with evaluating(network):
-        for images, targets, _ in make_loader(
-            split, preprocess, batch_size=EVALUATION_BATCH, workers=workers
-        ):
+        for images, _, _ in make_loader(mine, preprocess, batch_size=EVALUATION_BATCH, workers=workers):
             if maps:
                 images = images.contiguous(memory_format=torch.channels_last)
-            found = network(images.to(device), upto)
-            logits.append(torch.stack([z.float() for z in found], dim=1).cpu())
-            labels.append(targets)
+            found = network(images.to(device), exits)
+            logits[done : done + len(images)] = torch.stack([z.float() for z in found], dim=1).cpu().numpy()
+            done += len(images)
+    if sharing is not None and count > 1:
+        _exchange(logits, starts, sharing)
     return ExitRecord(
-        torch.cat(logits).numpy(),
-        torch.cat(labels).numpy().astype(np.int64),
+        logits,
+        split.labels.astype(np.int64),
         split.digest,
         runtime_on(device),
         weights_digest(network),
     )
+
+
+def _starts(size: int, count: int) -> list[int]:
+    """Where the part of each of `count` processes begins, in whole batches, and where the last one ends."""
+    batches = -(-size // EVALUATION_BATCH)
+    return [min(size, EVALUATION_BATCH * (rank * batches // count)) for rank in range(count + 1)]
+
+
+def _exchange(logits: npt.NDArray[np.float32], starts: list[int], sharing: Sharing) -> None:
+    """Fill in the rows of the other processes, a batch at a time."""
+    for source in range(sharing.count):
+        for start in range(starts[source], starts[source + 1], EVALUATION_BATCH):
+            rows = logits[start : min(start + EVALUATION_BATCH, starts[source + 1])]
+            rows[:] = sharing.broadcast(torch.from_numpy(rows), source).numpy()
 
 
 def weights_digest(network: MultiExit) -> str:

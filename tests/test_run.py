@@ -334,8 +334,9 @@ def test_a_plain_fit_has_no_dynamic_model(tiny: dict[str, Any]) -> None:
         plain.dynamic()
 
 
-def test_the_embedded_set_is_too_small_for_a_point() -> None:
+def test_the_embedded_set_is_too_small_for_a_tenth_of_a_point() -> None:
     overrides = {
+        "dynamic.drop": 0.001,
         "model.args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
         "data.image_size": 8,
         "expansion.max_looks": 12,
@@ -344,7 +345,7 @@ def test_the_embedded_set_is_too_small_for_a_point() -> None:
     with pytest.raises(
         CertificateError, match=r"not certified: .*199 images.*about \d+ images would be needed"
     ):
-        run.dynamic(drop=0.01, delta=0.05)
+        run.dynamic(drop=0.001, delta=0.05)
     assert run.report_["dynamic"]["certificate"] is None
     assert "images would be needed" in run.report_["dynamic"]["refusal"]
     assert run.dynamic(certify=False)(images_of_digits(run)).certified is False

@@ -25,6 +25,7 @@ from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.fitting import fit
 from odn_hybrid.run import Run
+from odn_hybrid.training import OBJECTIVES, ExitOutputs, register_objective
 from odn_hybrid.trunk import DepthPlan, Trunk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,8 +144,11 @@ def test_what_the_table_says_is_what_the_cut_model_does(run: Run) -> None:
         assert count_macs(lambda model=small: model(batch[:1])) == row["macs_static"]
         right = record.correct[:, row["exit"] - 1]
         assert row["accuracy"]["test"]["value"] == pytest.approx(right.mean())
-        own = run.network.backbone.state_dict()
-        assert set(small.state_dict()) <= set(own)
+        own, cut = run.network.backbone.state_dict(), small.state_dict()
+        assert set(cut) <= set(own)
+        strange = [name for name in cut if not torch.equal(cut[name], own[name])]
+        assert all("running" in name or "num_batches" in name for name in strange)
+        assert bool(strange) == (row["exit"] == 1)  # no norm comes after what the second lacks
 
 
 @pytest.mark.parametrize(
@@ -170,6 +174,23 @@ def test_with_a_target_the_search_stops_at_a_thin_network(tiny: dict[str, Any], 
     assert found.exits_[2]["accuracy"] == {"selection": None, "test": None}
     with pytest.warns(UserWarning, match="exit 3 was never trained"):
         found.truncate(depth=6)
+
+
+def test_a_users_own_loss_trains_thin_networks_from_one_to_all(tiny: dict[str, Any]) -> None:
+    seen: set[tuple[int, ...]] = set()
+
+    @register_objective("mine")
+    def mine(outputs: ExitOutputs, *, power: float = 1.0) -> torch.Tensor:
+        seen.add((len(outputs.logits), len(outputs.costs), *outputs.losses().shape[:1]))
+        return outputs.losses().pow(power).mean()
+
+    growing = {**GROWING, "expansion.start": 1, "expansion.look_ahead": 0, "objective.args": {"power": 1.5}}
+    try:
+        found = fit(**thin_plan(tiny, **growing), loss="mine")
+    finally:
+        del OBJECTIVES["mine"]
+    assert seen == {(m, m, m) for m in (1, 2, 3)}
+    assert all(row["trained"] for row in found.exits_[:2])
 
 
 def test_plain_training_is_the_same_whatever_the_plan(tiny: dict[str, Any]) -> None:
@@ -236,6 +257,19 @@ def test_resumed_is_uninterrupted(tiny: dict[str, Any], run: Run, tmp_path: Path
     found, wanted = results(tmp_path / "run"), results(run.path)
     for part in wanted:
         assert found[part] == wanted[part], part
+
+
+def test_a_run_of_before_networks_had_statistics_of_their_own(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """It has none in its files and does not speak of them; it answers with the backbone's, as it did."""
+    old = fit(**thin_plan(tiny, **{"exits.norms": "shared"}), out=tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    stored = json.loads(config.read_text())
+    del stored["recipe"]["exits"]["norms"]
+    config.write_text(json.dumps(stored))
+    loaded = odn.load(tmp_path / "run")
+    with torch.no_grad():
+        for number, wanted in enumerate(old.network(images(old)), start=1):
+            torch.testing.assert_close(loaded.network.at(images(old), number), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_run_of_before_there_were_plans_goes_on(tiny: dict[str, Any], tmp_path: Path) -> None:

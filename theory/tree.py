@@ -7,10 +7,10 @@ Used by stopping_problem.md, depth_regularizer.md and their tests. A path is the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 COSTS = (0.2, 0.5, 0.7, 1.0)
@@ -69,25 +69,15 @@ class Tree:
         """A function of the first k signals (after any leading axes) as one of the path."""
         return np.asarray(values).reshape(np.shape(values) + (1,) * (self.weight.ndim - k))
 
-    def snell(
-        self, price: float, *, floor: float = 0.0, temperature: float = 0.0
-    ) -> tuple[float, list[Floats]]:
-        """Backward induction: the value, and per exit before the last what stopping costs more than going on.
-
-        With a floor signals are only `floor` or `1 - floor`; with a temperature the minimum is a soft one.
-        """
+    def snell(self, price: float) -> tuple[float, list[Floats]]:
+        """Backward induction: the value; per exit before the last, what stopping costs more than going on."""
         totals = self.totals(price)
         gains: list[Floats] = []
         value = totals[-1]
         for k in range(self.exits - 1, 0, -1):
             going, stopping = self.given(value, k), self.given(totals[k - 1], k)
             gains.insert(0, stopping - going)
-            if temperature:
-                best = -temperature * np.logaddexp(-stopping / temperature, -going / temperature)
-            else:
-                low, high = np.minimum(stopping, going), np.maximum(stopping, going)
-                best = (1 - floor) * low + floor * high
-            value = self.spread(best, k) + np.zeros_like(self.weight)
+            value = self.spread(np.minimum(stopping, going), k) + np.zeros_like(self.weight)
         return self.mean(value), gains
 
     def law(self, stops: Sequence[Floats]) -> Floats:
@@ -108,6 +98,16 @@ class Tree:
         paths = tuple(range(-self.weight.ndim - 1, 0))
         share = self.weight / self.weight.sum()
         return np.asarray((self.law(stops) * self.totals(price) * share).sum(axis=paths))
+
+    def shares(self, stops: Sequence[Floats]) -> Floats:
+        """Probability of stopping at each exit, (..., m)."""
+        paths = tuple(range(-self.weight.ndim, 0))
+        return np.asarray((self.law(stops) * (self.weight / self.weight.sum())).sum(axis=paths))
+
+    def shifted(self, added: ArrayLike) -> Tree:
+        """The same problem with something (m,) added to each exit's loss, for everybody."""
+        wide = np.asarray(added, dtype=np.float64).reshape(-1, *[1] * self.weight.ndim)
+        return replace(self, losses=self.losses + wide)
 
     def spent(self, stops: Sequence[Floats]) -> tuple[float, float]:
         """Expected loss and expected cost."""

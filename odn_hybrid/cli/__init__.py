@@ -17,6 +17,7 @@ from rich.console import Console
 from odn_hybrid._version import __version__
 from odn_hybrid.cli.models import list_models
 from odn_hybrid.cli.promising import certify
+from odn_hybrid.cli.seeds import fit_several, parse_seeds, show_seeds
 from odn_hybrid.errors import ConfigError, OdnError
 
 __all__ = ["main"]
@@ -32,13 +33,14 @@ def main(argv: list[str] | None = None) -> int:
         cli.main(args=argv, prog_name="odn", standalone_mode=False)
         return 0
     except click.ClickException as error:
-        _complain(error.format_message())
+        _complain(error.format_message(), once=True)
         return 2
     except (click.Abort, _Interrupted) as error:
-        _complain(str(error) or "interrupted")
+        _complain(str(error) or "interrupted", once=True)
         return 1
     except OdnError as error:
-        _complain(str(error))
+        if not error.elsewhere:
+            _complain(str(error))
         return error.exit_status
     except OSError as error:  # the library's own are StorageErrors; this is standard output
         _complain(f"cannot write the output: {error.strerror or error}")
@@ -64,7 +66,10 @@ def _silence() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, *, once: bool = False) -> None:
+    """Say it; `once`: of several processes, which all have it to say, the first does."""
+    if once and os.environ.get("RANK", "0") != "0":
+        return
     click.echo(f"odn: {' '.join(message.split())}", err=True)
 
 
@@ -86,11 +91,17 @@ def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--loss", help="Objective: depth_reg, joint or cross_entropy.")
 @click.option("--head", help="Exit head: linear, grid or attention.")
 @click.option(
+    "--regime", help="scratch, finetune (pretrained weights) or frozen (them as they are; heads only)."
+)
+@click.option(
     "--plan", help="prefix (exits after ever more units) or thin (units removed inside every stage)."
 )
 @click.option("--target", "target_accuracy", type=float, help="Accuracy to reach, as a fraction (0.995).")
 @click.option("--tolerance", type=float, help="Accuracy that may be lost, as a fraction (0.01).")
+@click.option("--start-from", metavar="RUN", help="A finished run whose depth seeds the search.")
 @click.option("--seed", type=int, help="Seed of splits, weights and batches.")
+@click.option("--seeds", metavar="0,1,2", help="Fit once for each, into OUT/seed-0 ..., and sum up.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder to write for TensorBoard.")
 @click.option("--device", help="cpu or cuda.")
 @click.option("--precision", help="auto, fp32 or bf16 (training only; figures are fp32).")
 @click.option(
@@ -105,6 +116,8 @@ def fit(
     settings: tuple[str, ...],
     resume: bool,
     as_json: bool,
+    seeds: str | None,
+    tensorboard: Path | None,
     **options: Any,
 ) -> None:
     """Fit MODEL (a timm name, torchvision/NAME, or a recipe.yaml) and choose its depth.
@@ -113,16 +126,26 @@ def fit(
     """
     from odn_hybrid.cli.progress import watching
     from odn_hybrid.fitting import fit as fit_network
+    from odn_hybrid.training.devices.processes import is_main_process
 
     out = out or Path("runs") / Path(model or "quickstart").stem
     meta = click.get_current_context().meta
     meta[ON_INTERRUPT] = f"interrupted; go on with odn fit --resume --out {out}"
-    with watching(Console(stderr=True)) as listener:
-        run = fit_network(
-            model, data, out=out, resume=resume, listener=listener, overrides=_settings(settings), **options
-        )
-    _show_report(run.report_, as_json)
-    click.echo(f"saved in {out}", err=True)
+    options |= {"overrides": _settings(settings), "tensorboard": tensorboard}
+    if seeds is not None:
+        meta[ON_INTERRUPT] += f" --seeds {seeds}"
+        numbers = parse_seeds(seeds, options.pop("seed"))
+        found = fit_several(model, data, seeds=numbers, out=out, resume=resume, **options)
+        if is_main_process():
+            _print_json(found) if as_json else show_seeds(found)
+            click.echo(f"saved in {out}", err=True)
+        return
+    # Of several processes one speaks.
+    with watching(Console(stderr=True, quiet=not is_main_process())) as listener:
+        run = fit_network(model, data, out=out, resume=resume, listener=listener, **options)
+    if is_main_process():
+        _show_report(run.report_, as_json)
+        click.echo(f"saved in {out}", err=True)
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from odn_hybrid.report.wording import count, duration
 __all__ = ["watching"]
 
 MEANING = {
+    "backbone": "training the backbone",
     "warmup": "warming up all depths",
     "expand": "expanding",
     "settle": "settling",
     "cooldown": "cooling down",
+    "features": "computing features",
+    "heads": "training heads",
 }
 
 
@@ -73,7 +76,8 @@ def _headline(row: dict[str, Any]) -> str:
     exits = f"exits 1-{row['active']}" if row["active"] > 1 else "exit 1"
     phase = MEANING.get(row["phase"], row["phase"])
     spent = f"{count(row['train_macs'])} MACs  {duration(row['seconds'])}"
-    return f"epoch {row['epoch']:>3}  {phase}, {exits}  loss {row['loss']:.4f}  {spent}"
+    loss = "" if row["loss"] is None else f"  loss {row['loss']:.4f}"
+    return f"epoch {row['epoch']:>3}  {phase}, {exits}{loss}  {spent}"
 
 
 def _accuracies(row: dict[str, Any]) -> str:

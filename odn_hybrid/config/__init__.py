@@ -15,6 +15,7 @@ from odn_hybrid.config.choices import (
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
+    ReloadConfig,
 )
 from odn_hybrid.config.reading import from_dict, load_recipe, recipe_path, replace_fields, to_dict
 
@@ -30,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "ReloadConfig",
     "from_dict",
     "load_recipe",
     "recipe_path",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from odn_hybrid.errors import ConfigError
@@ -37,11 +38,28 @@ def check_ranges(config: Any, version: int) -> None:
     need(growth.settle_patience >= 1, "settle_patience", growth.settle_patience, "1 or more")
     need(growth.cooldown > 0, "cooldown", growth.cooldown, "above 0")
     need(growth.max_looks >= 1, "max_looks", growth.max_looks, "1 or more")
+    need(
+        growth.backbone_epochs is None or growth.backbone_epochs >= 0,
+        "backbone_epochs",
+        growth.backbone_epochs,
+        "0 or more",
+    )
+    fresh = config.regime == "scratch" and not config.model.pretrained and config.model.checkpoint is None
+    need(fresh or not growth.preserve, "expansion.preserve", True, "false where weights are not fresh")
+    check_reload(config, need)
+    for name in ("max_macs", "max_params", "max_bytes", "max_latency_ms"):
+        limit = getattr(choice, name)
+        need(limit is None or limit > 0, f"choice.{name}", limit, "above 0")
     for name in ("max_epochs", "max_train_macs", "max_minutes"):
         limit = getattr(growth, name)
         need(limit is None or limit > 0, name, limit, "above 0")
     need(optim.batch_size >= 2, "batch_size", optim.batch_size, "2 or more")
-    need(optim.accumulate >= 1, "accumulate", optim.accumulate, "1 or more")
+    need(
+        1 <= optim.accumulate <= optim.batch_size // 2,
+        "accumulate",
+        optim.accumulate,
+        f"1 to {optim.batch_size // 2}, so that each forward has 2 of a batch's {optim.batch_size} images",
+    )
     need(0 <= optim.label_smoothing < 1, "label_smoothing", optim.label_smoothing, "from 0 to below 1")
     decay = optim.layer_decay
     need(decay is None or 0 < decay <= 1, "layer_decay", decay, "above 0 and at most 1")
@@ -61,3 +79,23 @@ def check_ranges(config: Any, version: int) -> None:
     need(0 <= config.data.workers <= 64, "workers", config.data.workers, "0 to 64")
     need(config.exits.every >= 1, "exits.every", config.exits.every, "1 or more")
     need(0 <= config.seed < 2**31, "seed", config.seed, "0 to 2147483647")
+
+
+def check_reload(config: Any, need: Callable[[bool, str, object, str], None]) -> None:
+    """Raise `ConfigError` for what the published procedure cannot do."""
+    reload, where = config.expansion.reload, "expansion.reload"
+    need(reload.warmup_epochs >= 0, f"{where}.warmup_epochs", reload.warmup_epochs, "0 or more")
+    need(reload.patience >= 1, f"{where}.patience", reload.patience, "1 or more")
+    need(reload.rate_patience >= 1, f"{where}.rate_patience", reload.rate_patience, "1 or more")
+    for name in ("warmup_rate", "rate_factor", "later_rate"):
+        value = getattr(reload, name)
+        need(0 < value <= 1, f"{where}.{name}", value, "above 0 and at most 1")
+    if config.expansion.procedure != "reload":
+        return
+    need(
+        config.choice.target_accuracy is not None,
+        "target_accuracy",
+        None,
+        "given for expansion: reload, which trains depth after depth until one reaches it",
+    )
+    need(config.regime != "frozen", "regime", config.regime, "scratch or finetune for expansion: reload")

@@ -7,6 +7,7 @@ standard deviation; `make_loader` yields batches whose order and augmentation ca
 
 from odn_hybrid.data.choosing import channel_stats, choose_preprocess
 from odn_hybrid.data.loading import AUGMENTATIONS, make_loader
+from odn_hybrid.data.policies import check_policy
 from odn_hybrid.data.preprocess import Images, Preprocess
 from odn_hybrid.data.sources import DATA_NAMES, Data, load_data
 from odn_hybrid.data.splits import SPLIT_NAMES, Split
@@ -20,6 +21,7 @@ __all__ = [
     "Preprocess",
     "Split",
     "channel_stats",
+    "check_policy",
     "choose_preprocess",
     "load_data",
     "make_loader",

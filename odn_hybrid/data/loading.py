@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from odn_hybrid.data.augmenting import DRAWS, random_crop, shift_flip
 from odn_hybrid.data.hashing import permutation, uniforms
 from odn_hybrid.data.items import ItemError
+from odn_hybrid.data.policies import apply_policy, erase_boxes, make_policy
 from odn_hybrid.data.preprocess import Preprocess
 from odn_hybrid.data.splits import Split
 from odn_hybrid.errors import ConfigError, InputError
@@ -22,7 +23,7 @@ __all__ = ["AUGMENTATIONS", "Augmentation", "Batch", "make_loader"]
 Augmentation = Literal["none", "shift", "shift_flip", "crop_flip"]
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 Batch = tuple[Tensor, Tensor, Tensor]
-_ORDER, _AUGMENT = 1, 2  # independent streams of random numbers
+_ORDER, _AUGMENT, _POLICY, _ERASE = 1, 2, 3, 4  # independent streams of random numbers
 
 
 class Clock:
@@ -55,9 +56,19 @@ class EpochSampler(Sampler[int]):
 class Batches(Dataset[Batch]):
     """A split as the model takes it; whole batches at a time."""
 
-    def __init__(self, split: Split, preprocess: Preprocess, augment: str, seed: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        split: Split,
+        preprocess: Preprocess,
+        augment: str,
+        seed: int,
+        clock: Clock,
+        rand_augment: str | None = None,
+        erase: float = 0.0,
+    ) -> None:
         self.split, self.preprocess, self.augment = split, preprocess, augment
         self.seed, self.clock = seed, clock
+        self.policy, self.erase = make_policy(rand_augment, preprocess), erase
 
     def __len__(self) -> int:
         return len(self.split)
@@ -76,16 +87,21 @@ class Batches(Dataset[Batch]):
         return images, torch.from_numpy(self.split.labels[rows]), torch.from_numpy(rows)
 
     def _transform(self, raw: Any, rows: np.ndarray) -> Tensor:
+        pixels = self._moved(raw, rows)
+        if self.policy is not None:
+            pixels = apply_policy(self.policy, pixels, (self.seed, _POLICY, self.clock.epoch), rows)
+        images = self.preprocess.normalise(pixels).contiguous()
+        if self.erase:
+            return erase_boxes(images, self.erase, (self.seed, _ERASE, self.clock.epoch), rows)
+        return images
+
+    def _moved(self, raw: Any, rows: np.ndarray) -> Tensor:
         if self.augment == "none":
-            return self.preprocess(raw).contiguous()
+            return self.preprocess.pixels(raw)
         random = uniforms((self.seed, _AUGMENT, self.clock.epoch), rows, DRAWS)
         if self.augment == "crop_flip":
-            pixels = shift_flip(random_crop(self.preprocess, raw, random), random, shift=False, flip=True)
-        else:
-            pixels = shift_flip(
-                self.preprocess.pixels(raw), random, shift=True, flip=self.augment == "shift_flip"
-            )
-        return self.preprocess.normalise(pixels).contiguous()
+            return shift_flip(random_crop(self.preprocess, raw, random), random, shift=False, flip=True)
+        return shift_flip(self.preprocess.pixels(raw), random, shift=True, flip=self.augment == "shift_flip")
 
     def _blame(self, raw: Any, rows: np.ndarray) -> str | None:
         """Which image of a batch the transform refuses."""
@@ -107,6 +123,8 @@ def make_loader(
     *,
     batch_size: int,
     augment: Augmentation = "none",
+    rand_augment: str | None = None,
+    erase: float = 0.0,
     shuffle: bool = False,
     seed: int = 0,
     epoch: int = 0,
@@ -121,7 +139,8 @@ def make_loader(
     accelerate does by itself from pass to pass.
 
     `augment`: "none" (evaluation), "shift" by up to 1/14 of the side, "shift_flip" also mirrors, "crop_flip"
-    is a random resized crop of 8 to 100 % of the area, mirrored half of the time.
+    is a random resized crop of 8 to 100 % of the area, mirrored half of the time. `rand_augment` is a policy
+    of timm in its own words, applied after that; `erase` the probability that a rectangle becomes noise.
 
     Raises `ConfigError` for an impossible choice; while iterating, `DataError` for an unreadable image.
     """
@@ -132,7 +151,7 @@ def make_loader(
             raise ConfigError(f"{name} is {value!r}; it must be a whole number, {least} or more")
     clock = Clock(epoch)
     return DataLoader(
-        Batches(split, preprocess, augment, seed, clock),
+        Batches(split, preprocess, augment, seed, clock, rand_augment, erase),
         batch_size=batch_size,
         sampler=EpochSampler(len(split), shuffle, seed, clock),
         num_workers=workers,

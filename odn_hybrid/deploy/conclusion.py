@@ -9,6 +9,7 @@ import numpy as np
 from odn_hybrid.config import FitConfig, to_dict
 from odn_hybrid.cost import Costs, size_of
 from odn_hybrid.data import Data
+from odn_hybrid.deploy.choice import static_choice
 from odn_hybrid.deploy.curves import calibration_figures, policy_curves
 from odn_hybrid.deploy.dynamic import evaluate_policy, make_dynamic, uncertified_policy
 from odn_hybrid.deploy.halting import NO_HALTING
@@ -16,9 +17,9 @@ from odn_hybrid.deploy.promise import Promise
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord
 from odn_hybrid.rundir import SCHEMA, environment
-from odn_hybrid.stopping import choose_depth, wilson
-from odn_hybrid.training.expansion import Progress
-from odn_hybrid.training.objectives import PLAIN
+from odn_hybrid.stopping import wilson
+from odn_hybrid.training.procedure.progress import Progress
+from odn_hybrid.training.procedure.rules import one_exit_only
 
 __all__ = ["conclude"]
 
@@ -32,6 +33,7 @@ def conclude(
     records: dict[str, ExitRecord],
     *,
     name: str,
+    seed: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """`report.json` and `policy.json` of a finished fit, from the recorded outputs.
 
@@ -40,11 +42,12 @@ def conclude(
         records: outputs of exits 1..reference on selection, calibration, certification and test. The static
             depth is chosen on selection, the policy on calibration; test gives figures only.
         name: what the report calls the model.
+        seed: the other run that the search started from, see `training.seeding.Seed`.
     """
     reference = progress.current
-    plain = config.objective.name == PLAIN
-    trained = [k == reference if plain else k <= reference for k in range(1, len(network) + 1)]
-    static = _choose(config, records["selection"], reference, trained)
+    only = one_exit_only(config)
+    trained = [k == reference if only else k <= reference for k in range(1, len(network) + 1)]
+    static = static_choice(network, config.choice, costs, records["selection"], reference, trained)
     missing = _no_dynamic(network, reference, trained)
     dynamic, policy = (
         _dynamic(network, config, costs, reference, records)
@@ -81,41 +84,11 @@ def conclude(
             "seconds": round(progress.seconds, 3),
             "by_depth": progress.by_depth,
             "stopped_by": progress.stopped_by or "rule",
+            "start_from": seed,
         },
         "environment": environment(),
     }
     return report, policy
-
-
-def _choose(config: FitConfig, selection: ExitRecord, reference: int, trained: list[bool]) -> dict[str, Any]:
-    """The static depth, from the selection split only (theory/target_to_depth.md)."""
-    right = selection.correct
-    choice = config.choice
-    if choice.target_accuracy is not None:
-        goal = choice.target_accuracy - choice.tolerance
-        accuracies = right.mean(0)
-        reached = [k for k in range(1, reference + 1) if trained[k - 1] and accuracies[k - 1] >= goal]
-        if reached:
-            found = accuracies[reached[0] - 1]
-            reason = (
-                f"the shallowest exit with at least {goal:.2%} on the selection split "
-                f"(target {choice.target_accuracy:.2%} less {choice.tolerance:.2%}): it has {found:.2%}"
-            )
-            return {"exit": reached[0], "reason": reason, "rule": "target", "reached": True}
-        reason = (
-            f"no exit reached {goal:.2%} on the selection split; the deepest trained one, "
-            f"{accuracies[reference - 1]:.2%}, is kept"
-        )
-        return {"exit": reference, "reason": reason, "rule": "target", "reached": False}
-    found = choose_depth(
-        right,
-        reference=reference,
-        trained=np.array(trained[:reference]),
-        tolerance=choice.tolerance,
-        delta=choice.delta,
-        look=1,
-    )
-    return {"exit": int(found.exit), "reason": found.reason, "rule": "non-inferior", "reached": True}
 
 
 def _dynamic(

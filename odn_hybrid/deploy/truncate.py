@@ -32,13 +32,15 @@ def truncate(network: MultiExit, exit: int, spec: BackboneSpec | None = None) ->
     the largest where that exceeds 1.
     """
     kept = network.plans[network.check_exit(exit) - 1]
+    with network.as_exit(exit):
+        model = copy.deepcopy(network.backbone)
     head = None if network.own_head(exit) else network.heads[exit - 1]
 
     def wanted(images: Tensor) -> Tensor:
         with evaluating(network):
             return network.at(images, exit)
 
-    return _plain(network.trunk, kept, wanted, spec, exit=exit, head=head, config=network.config)
+    return _plain(network.trunk, kept, wanted, spec, model=model, exit=exit, head=head, config=network.config)
 
 
 def cut(trunk: Trunk, plan: DepthPlan, spec: BackboneSpec | None = None) -> nn.Module:
@@ -94,23 +96,27 @@ def _plain(
     wanted: Callable[[Tensor], Tensor],
     spec: BackboneSpec | None,
     *,
+    model: nn.Module | None = None,
     exit: int | None = None,
     head: nn.Module | None = None,
     config: ExitConfig | None = None,
 ) -> nn.Module:
-    """The first form whose logits are `wanted(images)`; `head` None is the backbone's own."""
+    """The first form whose logits are `wanted(images)`, cut from `model` (default: the trunk's).
+
+    `head` None is the backbone's own.
+    """
     problem = ""
     spec = spec or spec_of(trunk.model, trunk.num_classes)
     for form in _forms(trunk, kept):
         plan = _cut_plan(trunk, kept, spec, form, exit, config if head is not None else None)
         try:
-            model = apply_plan(copy.deepcopy(trunk.model), plan, copy.deepcopy(head))
+            made = apply_plan(copy.deepcopy(model or trunk.model), plan, copy.deepcopy(head))
         except (AttributeError, KeyError) as error:
             problem = problem or str(error)
             continue
-        wrong = _difference(trunk, wanted, model)
+        wrong = _difference(trunk, wanted, made)
         if not wrong:
-            return model
+            return made
         problem = problem or wrong
     where = f"after {kept.units} units" if kept.kind == "prefix" else f"to units {list(kept.keep)}"
     right = "the right logits" if exit is None else f"the logits of exit {exit}"

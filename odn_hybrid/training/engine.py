@@ -15,17 +15,25 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from odn_hybrid.config import FitConfig
 from odn_hybrid.cost import Costs
-from odn_hybrid.data import Preprocess, Split, make_loader
+from odn_hybrid.data import Preprocess, Split, check_policy, make_loader
+from odn_hybrid.data.loading import Batch
 from odn_hybrid.errors import TrainingError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import record_outputs
 from odn_hybrid.rundir import RunDir, flatten_state, unflatten_state
-from odn_hybrid.training.expansion import Expansion, Progress
-from odn_hybrid.training.stepping import Stepper
+from odn_hybrid.training.devices.device import shards_weights
+from odn_hybrid.training.devices.processes import Processes
+from odn_hybrid.training.devices.sharing import check_batch, shared_loader
+from odn_hybrid.training.procedure.expansion import Expansion
+from odn_hybrid.training.procedure.progress import Look, Progress
+from odn_hybrid.training.steps.stepping import Stepper
+from odn_hybrid.training.steps.targets import Mixing, class_weights
 
 __all__ = ["Engine", "Listener", "own_randomness", "train_macs_per_image"]
 
@@ -52,8 +60,8 @@ class Engine:
         preprocess: the images' transform.
         config: the recipe.
         costs: MACs of the network.
-        rundir: where checkpoints and history go; None keeps them in memory only.
-        listener: told each history row.
+        rundir: where checkpoints and history go; None keeps them in memory only. Given in the main process.
+        listener: told each history row, in the main process.
     """
 
     def __init__(
@@ -74,20 +82,29 @@ class Engine:
         self.rules, self.config, self.costs = rules, config, costs
         self.train_split, self.selection, self.preprocess = train, selection, preprocess
         self.accelerator, self.rundir, self.listener = accelerator, rundir, listener
-        self.stepper = Stepper(
+        self.processes = Processes(accelerator)
+        check_batch(config, len(train), self.processes.count)
+        self.kept: bool = self.processes.agreed(rundir is not None)
+        self.stepper = _stepper_class(config, self.processes.count)(
             network,
             objective,
             config=config,
             cost_shares=[c / costs.cumulative[-1] for c in costs.cumulative],
             accelerator=accelerator,
             average_steps=self._average_steps(),
+            class_weights=class_weights(train.labels, network.trunk.num_classes)
+            if config.optim.class_weights == "balanced"
+            else None,
         )
+        mixes = config.data.mixup > 0 or config.data.cutmix > 0
+        self.mixing = Mixing(config.data, network.trunk.num_classes, config.seed) if mixes else None
+        check_policy(config.data.rand_augment, preprocess)
         self.progress = rules.first()
         self.history: list[dict[str, Any]] = []
 
     def _average_steps(self) -> float | None:
         """Horizon of the average of the weights, in steps."""
-        if self.config.optim.ema_epochs == 0:
+        if self.config.optim.ema_epochs == 0 or self.config.expansion.procedure == "reload":
             return None
         steps = max(1, len(self.train_split) // self.config.optim.batch_size)
         return max(1.0, self.config.optim.ema_epochs * steps * self.rules.look_every)
@@ -106,48 +123,60 @@ class Engine:
 
     def run(self) -> Progress:
         """Train until the rules say done; afterwards `network` holds the kept weights."""
+        if self.progress.epoch == 0:
+            self.stepper.follow(self.progress.then)
         try:
             while self.progress.phase != "done":
                 self._epoch()
         except torch.OutOfMemoryError:
             raise TrainingError(
                 f"the device's memory is too small for batches of {self.config.optim.batch_size} images; "
-                "lower optim.batch_size, or the image_size"
+                "lower optim.batch_size or the image_size, or raise optim.accumulate"
             ) from None
+        self.stepper.settle()
         self.stepper.keep()
         return self.progress
 
     def _epoch(self) -> None:
         before, started = self.progress, time.monotonic()
-        torch.manual_seed(self.config.seed * 1_000_003 + before.epoch)
+        # What is random inside a forward (dropout) differs by process; the first has that of a single one.
+        own = self.processes.rank << 53
+        torch.manual_seed(self.config.seed * 1_000_003 + self.rules.draw(before) + own)
         share = self.rules.share(before)
         loss, images = self._train(before, share)
         active = self.rules.active(before)
-        macs = before.train_macs + train_macs_per_image(self.costs, active, alone=self.stepper.alone) * images
-        done = self.rules.count(before, share, time.monotonic() - started)
+        alone = self.stepper.alone or self.rules.alone(before)
+        macs = before.train_macs + train_macs_per_image(self.costs, active, alone=alone) * images
+        done = self.rules.count(before, share, self.processes.agreed(time.monotonic() - started))
         done = replace(done, train_macs=macs)  # of the images really seen: a last short batch is left out
         accuracies: list[float] | None = None
         if self.rules.looks(done):
-            accuracies = self._look(active)
-            self.progress = self.rules.observe(done, accuracies)
+            look = self._look(active)
+            accuracies = list(look.accuracies)
+            # One process decides: what another measures (a latency) could be on the other side of a limit.
+            decided = self.processes.agreed(self.rules.observe(done, look).to_dict())
+            self.progress = Progress(**decided)
+            self.stepper.follow(self.progress.then)
         else:
             self.progress = done
         self._note(before, done, active, images, loss, accuracies)
 
     def _train(self, progress: Progress, share: float) -> tuple[float, int]:
         """One epoch, or its first part; returns the mean loss and the number of images seen."""
-        active = self.rules.active(progress)
-        loader = self.accelerator.prepare_data_loader(
+        active, batch = self.rules.active(progress), self.config.optim.batch_size
+        loader = self._prepared(
             make_loader(
                 self.train_split,
                 self.preprocess,
-                batch_size=self.config.optim.batch_size,
+                batch_size=batch,
                 augment=self.config.data.augment,
+                rand_augment=self.config.data.rand_augment,
+                erase=self.config.data.erase,
                 shuffle=True,
                 seed=self.config.seed,
-                epoch=progress.epoch,
+                epoch=self.rules.draw(progress),
                 workers=self.config.data.workers,
-                drop_last=len(self.train_split) > self.config.optim.batch_size,
+                drop_last=len(self.train_split) > batch,
             )
         )
         steps = max(1, round(share * len(loader)))
@@ -157,8 +186,12 @@ class Engine:
             if step >= steps:
                 break
             self.stepper.set_rate(self.rules.rate(progress, (step + 1) / len(loader)))
-            total += self.stepper.step(images, labels, active)
-            seen += len(labels)
+            if self.mixing is not None:
+                epoch = self.rules.draw(progress)
+                images, labels = self.mixing(images, labels, epoch=epoch, step=step)
+            size = min(batch, len(self.train_split) - step * batch)
+            total += self.stepper.step(images, labels, active, alone=self.rules.alone(progress), size=size)
+            seen += size
         mean = float(total) / steps
         if mean != mean or mean in (float("inf"), float("-inf")):
             raise TrainingError(
@@ -167,9 +200,20 @@ class Engine:
             )
         return mean, seen
 
-    def _look(self, active: int) -> list[float]:
-        recorded = record_outputs(self.evaluated, self.selection, self.preprocess, upto=active)
-        return [float(value) for value in recorded.correct.mean(0)]
+    def _prepared(self, loader: DataLoader[Batch]) -> DataLoader[Batch]:
+        """This process's part of every batch, on its device."""
+        mine = shared_loader(loader, self.processes.rank, self.processes.count)
+        found: DataLoader[Batch] = prepare_data_loader(
+            mine, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return found
+
+    def _look(self, active: int) -> Look:
+        self.stepper.settle()
+        recorded = record_outputs(
+            self.evaluated, self.selection, self.preprocess, upto=active, sharing=self.processes
+        )
+        return Look.of(recorded.correct)
 
     # --- records and checkpoints ------------------------------------------------------------------
 
@@ -196,31 +240,52 @@ class Engine:
             "next": self.progress.phase,
         }
         self.history.append(row)
-        if self.rundir is not None:
-            self.rundir.append_history(row)
-            if accuracies is not None:
-                self._save()
-        if self.listener is not None:
+        state = self.stepper.state() if self.kept and accuracies is not None else None
+        self.processes.on_main(lambda: self._write(row, state))
+        if self.listener is not None and self.processes.main:
             self.listener(row)
 
-    def _save(self) -> None:
-        assert self.rundir is not None
-        tensors, layout = flatten_state(self.stepper.state())
-        ema = self.stepper.ema
-        state = {"progress": self.progress.to_dict(), "layout": layout, "steps": ema.steps if ema else 0}
-        self.rundir.save_checkpoint(tensors, state)
+    def _write(self, row: dict[str, Any], state: dict[str, dict[str, object]] | None) -> None:
+        if self.rundir is None:
+            return
+        self.rundir.append_history(row)
+        if state is not None:
+            tensors, layout = flatten_state(state)
+            ema = self.stepper.ema
+            steps = ema.steps if ema else 0
+            note = {"progress": self.progress.to_dict(), "layout": layout, "steps": steps}
+            self.rundir.save_checkpoint(tensors, note)
 
     def resume(self) -> bool:
-        """Load the checkpoint of an interrupted fit; False if there is none yet."""
-        found = self.rundir.load_checkpoint() if self.rundir is not None else None
-        if found is None or self.rundir is None:
+        """Load the checkpoint of an interrupted fit; False if there is none yet.
+
+        The number of processes need not be that of the fit that wrote it.
+        """
+        found = self.processes.on_main(self._read)
+        told = self.processes.agreed(None if found is None else found[1:])
+        if told is None:
             return False
-        tensors, state = found
+        state, self.history = told
+        tensors = self.processes.share_tensors({} if found is None else found[0])
         self.stepper.load_state(unflatten_state(tensors, state["layout"]), state["steps"])
         self.progress = Progress(**state["progress"])
-        self.rundir.trim_history(self.progress.epoch)
-        self.history = self.rundir.read_history()
         return True
+
+    def _read(self) -> tuple[dict[str, Tensor], Any, list[dict[str, Any]]] | None:
+        found = self.rundir.load_checkpoint() if self.rundir is not None else None
+        if found is None or self.rundir is None:
+            return None
+        tensors, state = found
+        self.rundir.trim_history(state["progress"]["epoch"])
+        return tensors, state, self.rundir.read_history()
+
+
+def _stepper_class(config: FitConfig, count: int) -> type[Stepper]:
+    if not shards_weights(config, count):
+        return Stepper
+    from odn_hybrid.training.devices.sharded import ShardedStepper  # FSDP takes a while to import
+
+    return ShardedStepper
 
 
 @contextmanager

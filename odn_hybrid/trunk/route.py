@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from odn_hybrid.errors import ModelError
 from odn_hybrid.trunk.cuts import Cut
 from odn_hybrid.trunk.flow import Flow
+from odn_hybrid.trunk.norms import worn_again
 from odn_hybrid.trunk.program import Program, Step
 from odn_hybrid.trunk.splitting import Split
 from odn_hybrid.trunk.state import State
@@ -110,7 +112,10 @@ class Route:
             self.units[depth].run(inside, batch)
             return tuple(inside[v] for v in kept)
 
-        made = checkpoint(unit, *values.values(), use_reentrant=False)
+        more: dict[str, Any] = {}
+        if (again := worn_again()) is not None:  # backward comes when the model has its own norms back
+            more["context_fn"] = lambda: (nullcontext(), again())
+        made = checkpoint(unit, *values.values(), use_reentrant=False, **more)
         return dict(zip(kept, made, strict=True))
 
 

@@ -34,13 +34,13 @@ def test_the_smallest_tolerance_is_near_the_bound_of_every_valid_test(n, look):
 
 
 def test_the_target_rule_is_a_point_estimate_with_a_hoeffding_bound():
-    """What `_choose` of deploy/conclusion.py does with a target, against the binomial law."""
-    from odn_hybrid.config import ChoiceConfig, FitConfig
-    from odn_hybrid.deploy.conclusion import _choose
+    """What `static_choice` of deploy/choice.py does with a target, against the binomial law."""
+    from odn_hybrid.config import ChoiceConfig
+    from odn_hybrid.deploy.choice import static_choice
     from odn_hybrid.outputs import ExitRecord
 
     n, target, slack, trials = 400, 0.9, 0.05, 200
-    config = FitConfig(choice=ChoiceConfig(target_accuracy=target, tolerance=0.0))
+    choice = ChoiceConfig(target_accuracy=target, tolerance=0.0)
     passed = {0.0: 0, slack: 0}
     rng = np.random.default_rng(0)
     for gap in passed:
@@ -50,6 +50,6 @@ def test_the_target_rule_is_a_point_estimate_with_a_hoeffding_bound():
             logits[:, 0, 1] = np.where(right, 1.0, -1.0)
             logits[:, 1, 1] = 1.0
             record = ExitRecord(logits, np.ones(n, np.int64), "")
-            passed[gap] += _choose(config, record, 2, [True, True])["exit"] == 1
+            passed[gap] += static_choice(None, choice, None, record, 2, [True, True])["exit"] == 1
     assert 0.35 < passed[0.0] / trials < 0.65  # exactly at the target: every second time
     assert passed[slack] <= binom.ppf(0.999, trials, np.exp(-2 * n * slack**2))

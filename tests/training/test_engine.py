@@ -17,12 +17,12 @@ from odn_hybrid.data import Data, channel_stats, choose_preprocess, load_data
 from odn_hybrid.errors import ConfigError, TrainingError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.training import OBJECTIVES, build_objective, register_objective
-from odn_hybrid.training.averaging import WeightAverage, idle_prefixes
-from odn_hybrid.training.device import accelerator_on
+from odn_hybrid.training.devices.device import accelerator_on
+from odn_hybrid.training.devices.precision import misread_convolutions, resolve_precision
 from odn_hybrid.training.engine import Engine, own_randomness, train_macs_per_image
-from odn_hybrid.training.expansion import Expansion
-from odn_hybrid.training.precision import misread_convolutions, resolve_precision
-from odn_hybrid.training.stepping import Stepper
+from odn_hybrid.training.procedure.expansion import Expansion
+from odn_hybrid.training.steps.averaging import WeightAverage, idle_prefixes
+from odn_hybrid.training.steps.stepping import Stepper
 from odn_hybrid.trunk import Trunk
 
 CPU = torch.device("cpu")
@@ -176,7 +176,7 @@ def test_what_was_evaluated_is_what_is_kept(data: Data) -> None:
     engine.run()
     kept = engine.evaluated.state_dict()
     assert all(value.equal(kept[name]) for name, value in engine.network.state_dict().items())
-    assert engine.history[-1]["selection"] == engine._look(engine.history[-1]["active"])
+    assert engine.history[-1]["selection"] == list(engine._look(engine.history[-1]["active"]).accuracies)
 
 
 def test_without_average_the_network_itself_is_evaluated(data: Data) -> None:
@@ -259,7 +259,7 @@ def test_an_objective_that_gives_no_number(data: Data, returns: Any, says: str) 
 
 
 def test_too_little_memory_is_said_with_the_batch(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(*_: Any) -> None:
+    def step(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate much")
 
     monkeypatch.setattr(Stepper, "step", step)

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odn_hybrid.config import ChoiceConfig, ExpansionConfig
-from odn_hybrid.training.expansion import MIN_COOLDOWN_LOOKS, MIN_LOOK_STEPS, Expansion
+from odn_hybrid.training.procedure.expansion import MIN_COOLDOWN_LOOKS, MIN_LOOK_STEPS, Expansion
+from odn_hybrid.training.procedure.progress import Look
 
 
 def rules(target=None, tolerance=0.005, exits=4, steps=100, plain=False, **options):
@@ -28,7 +29,7 @@ def play(expansion, curve, limit=2000):
         seen.append((progress.phase, progress.current, active))
         done = expansion.count(progress, expansion.share(progress), 1.0)
         accuracies = [curve(k, trained.get(k, 0)) for k in range(1, active + 1)]
-        progress = expansion.observe(done, accuracies) if expansion.looks(done) else done
+        progress = expansion.observe(done, Look.plain(accuracies)) if expansion.looks(done) else done
     pytest.fail("the procedure did not end")
 
 

@@ -15,8 +15,9 @@ __all__ = ["misread_convolutions", "resolve_precision"]
 def resolve_precision(wanted: str, device: torch.device, network: MultiExit | None = None) -> torch.dtype:
     """The dtype of autocast for `wanted` "auto", "fp32" or "bf16".
 
-    "auto" is bf16 where the device computes in it natively and rightly, fp32 otherwise. Raises `ConfigError`
-    where "bf16" would train `network` on gradients that are wrong.
+    "auto" is bf16 where the device computes in it natively and rightly, fp32 otherwise. There is no fp16: its
+    range is too narrow for gradients without a scaler, and devices that have it but not bf16 are old. Raises
+    `ConfigError` where "bf16" would train `network` on gradients that are wrong.
     """
     if wanted == "fp32":
         return torch.float32

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from odn_hybrid.exits import MultiExit, unused_modules
 
-__all__ = ["WeightAverage"]
+__all__ = ["WeightAverage", "idle_prefixes", "rising_decay"]
 
 
 class WeightAverage:
@@ -33,7 +33,7 @@ class WeightAverage:
     def update(self, network: MultiExit, active: int) -> None:
         """Take in the weights of `network` after a step that trained exits 1..active."""
         self.steps += 1
-        decay = min(self.longest, 1 - (1 + self.steps) ** (-2 / 3))
+        decay = rising_decay(self.steps, self.longest)
         kept, new, whole = self._paired(network, active)
         torch._foreach_lerp_(kept, new, 1 - decay)
         for target, source in whole:
@@ -56,6 +56,11 @@ class WeightAverage:
                     whole.append((mine[name], source))
             self._pairs[active] = (kept, new, whole)
         return self._pairs[active]
+
+
+def rising_decay(steps: int, longest: float) -> float:
+    """The decay of step number `steps`, from 1; at most `longest`."""
+    return min(longest, 1 - (1 + steps) ** (-2 / 3))
 
 
 def idle_prefixes(network: MultiExit, active: int) -> tuple[str, ...]:

@@ -1,148 +1,24 @@
-"""Exit heads, and `MultiExit`: a trunk and the depths at which it answers."""
+"""`MultiExit`: a trunk and the depths at which it answers."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Any
 
 import torch
-from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.errors import ConfigError, InputError, ModelError
+from odn_hybrid.exits.heads import build_head, initialised
 from odn_hybrid.trunk import DepthPlan, State, Trunk, prefix, thinnings
-from odn_hybrid.trunk.layout import Layout
+from odn_hybrid.trunk.norms import OwnNorms, norm_owners, worn
 
-__all__ = ["HEADS", "MultiExit", "build_head", "forks_of", "register_head", "unused_modules"]
+__all__ = ["MultiExit", "forks_of", "unused_modules"]
 
-HeadFactory = Callable[..., nn.Module]
-HEADS: dict[str, HeadFactory] = {}
-
-
-def register_head(name: str) -> Callable[[HeadFactory], HeadFactory]:
-    """Register an exit head: a callable `(layout, num_classes, **args) -> nn.Module`.
-
-    The module maps the activation after a unit, (batch, ...) in the given layout, to logits
-    (batch, num_classes).
-    """
-
-    def add(factory: HeadFactory) -> HeadFactory:
-        HEADS[name] = factory
-        return factory
-
-    return add
-
-
-def build_head(name: str, layout: Layout, num_classes: int, **args: Any) -> nn.Module:
-    """Build a registered head; raises `ConfigError` for an unknown name or options it does not take."""
-    if name not in HEADS:
-        raise ConfigError(f"unknown exit head {name!r}; known heads: {', '.join(sorted(HEADS))}")
-    try:
-        return HEADS[name](layout, num_classes, **args)
-    except TypeError as error:
-        raise ConfigError(f"exit head {name!r}: {error}") from None
-
-
-class _Normed(nn.Module):
-    """Token states leave a pre-norm block unnormalised; maps of channels-first networks do not."""
-
-    def __init__(self, layout: Layout) -> None:
-        super().__init__()
-        self.layout = layout
-        self.norm = nn.Identity() if layout.kind == "NCHW" else nn.LayerNorm(layout.channels)
-
-
-@register_head("linear")
-class LinearHead(_Normed):
-    """Average over all positions, then a linear classifier: the Optimally Deep Networks paper's head."""
-
-    def __init__(self, layout: Layout, num_classes: int) -> None:
-        super().__init__(layout)
-        self.fc = nn.Linear(layout.channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activation (batch, ...) -> logits (batch, num_classes)."""
-        x = self.norm(x)
-        pooled = x.mean((2, 3)) if self.layout.kind == "NCHW" else x.flatten(1, -2).mean(1)
-        return self.fc(pooled)
-
-
-@register_head("grid")
-class GridHead(_Normed):
-    """Average within a coarse grid of cells, so that some spatial layout survives, then classify.
-
-    An early unit sees small patches only; where in the image they lie is what a plain average throws
-    away. `rank` first mixes the channels of every cell down to that many; `hidden` puts one hidden layer
-    of that width before the classifier. Both cost few parameters. `grid` is the number of cells a side
-    (at most the map's own size). For tokens the grid is the patch grid; prefix tokens are left out.
-    """
-
-    def __init__(
-        self,
-        layout: Layout,
-        num_classes: int,
-        grid: int = 4,
-        rank: int | None = None,
-        hidden: int | None = None,
-    ) -> None:
-        super().__init__(layout)
-        for name, value in (("grid", grid), ("rank", rank), ("hidden", hidden)):
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise ConfigError(
-                    f"exit head 'grid': {name} is {value!r}; it must be a whole number of 1 or more"
-                )
-        rows = min(grid, layout.height or layout.tokens - layout.prefix)
-        columns = min(grid, layout.width or 1)
-        self.cells = (rows, columns)
-        width = layout.channels
-        self.mix: nn.Module = nn.Identity()
-        if rank is not None:
-            self.mix = nn.Sequential(
-                nn.Conv2d(width, rank, 1, bias=False), nn.BatchNorm2d(rank), nn.ReLU(inplace=True)
-            )
-            width = rank
-        width *= rows * columns
-        self.hidden: nn.Module = nn.Identity()
-        if hidden is not None:
-            self.hidden = nn.Sequential(
-                nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)
-            )
-            width = hidden
-        self.fc = nn.Linear(width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activation (batch, ...) -> logits (batch, num_classes)."""
-        cells = F.adaptive_avg_pool2d(self.layout.to_map(self.norm(x)), self.cells)
-        return self.fc(self.hidden(self.mix(cells).flatten(1)))
-
-
-@register_head("attention")
-class AttentionHead(_Normed):
-    """One learned query attends to all positions (prefix tokens included), then a linear classifier."""
-
-    def __init__(self, layout: Layout, num_classes: int, heads: int = 4) -> None:
-        super().__init__(layout)
-        if not isinstance(heads, int) or heads < 1 or layout.channels % heads:
-            raise ConfigError(
-                f"exit head 'attention': heads is {heads!r}; it must divide the {layout.channels} channels"
-            )
-        self.pool = AttentionPoolLatent(layout.channels, num_heads=heads, mlp_ratio=1.0)
-        self.fc = nn.Linear(layout.channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activation (batch, ...) -> logits (batch, num_classes)."""
-        return self.fc(self.pool(self.layout.to_tokens(self.norm(x))))
-
-
-def _initialised(head: nn.Module) -> nn.Module:
-    for module in head.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    return head
+NORMS = ("own", "affine", "shared")
 
 
 class MultiExit(nn.Module):
@@ -151,8 +27,8 @@ class MultiExit(nn.Module):
     With prefix plans an exit head stands after the units of each exit but the last, which has the backbone's
     own, and all exits share one forward. With thin plans each exit is a thinner version of the network, with
     the backbone's own head, and goes its own way from the first unit that it runs and the exit before does
-    not. All share one set of weights, and with them the statistics of batch normalisation, a mixture over
-    those that train: figures and cut models are of networks with these statistics.
+    not. All share one set of weights. Statistics of batch normalisation are each network's own from the unit
+    at which it parts from the next (`config.norms`); the whole network's are the backbone's.
 
     Args:
         trunk: the backbone as stem, units, tail.
@@ -162,6 +38,7 @@ class MultiExit(nn.Module):
         backbone: the user's model, its state-dict keys untouched.
         plans: per exit, which units run.
         heads: one head for each of exits 1 to K - 1 (none with thin plans).
+        norms: normalisation of its own for each of thin networks 1 to K - 1 (empty where none has any).
         units: per exit, the number of units it needs; the last is len(trunk).
         forks: per exit, how many leading units of the trunk it has in common with the exit before.
 
@@ -179,12 +56,17 @@ class MultiExit(nn.Module):
         self.forks = forks_of([plan.keep for plan in self.plans])
         self.backbone = trunk.model
         self.heads = nn.ModuleList(
-            _initialised(build_head(config.head, trunk.layout(plan.units), trunk.num_classes, **config.args))
+            initialised(build_head(config.head, trunk.layout(plan.units), trunk.num_classes, **config.args))
             for plan in self.plans[:-1]
             if plan.kind == "prefix"
         )
         like = next(self.backbone.parameters())
         self.heads.to(device=like.device, dtype=like.dtype)
+        own = not self.shares_prefix and config.norms != "shared"
+        self._owners = norm_owners(trunk, [plan.keep for plan in self.plans], self.forks) if own else []
+        mine = [[path for path, owner in found if owner == k] for k, found in enumerate(self._owners[:-1])]
+        affine = config.norms == "affine"
+        self.norms = nn.ModuleList(OwnNorms(trunk.model, names, affine=affine) for names in mine if any(mine))
 
     def __len__(self) -> int:
         """Number of exits K."""
@@ -211,7 +93,7 @@ class MultiExit(nn.Module):
             state, held = held[fork], {depth: held[depth] for depth in stops if depth <= fork}
             for depth in stops:
                 if depth > fork:
-                    held[depth] = state = self.trunk.follow(state, self.plans[number - 1], depth)
+                    held[depth] = state = self._follow(state, number, depth)
             yield number, self.advance(state, number)
 
     def _stops(self, number: int, last: int) -> list[int]:
@@ -227,7 +109,7 @@ class MultiExit(nn.Module):
         plan = self.plans[self.check_exit(number) - 1]
         if self.shares_prefix:
             return self.trunk.run(state, state.depth, plan.units)
-        return self.trunk.follow(state, plan)
+        return self._follow(state, number)
 
     def classify(self, number: int, state: State) -> Tensor:
         """Logits (batch, classes) of exit `number` on a state at its depth."""
@@ -235,7 +117,8 @@ class MultiExit(nn.Module):
         if state.depth != depth:
             raise InputError(f"exit {number} stands after {depth} units, not {state.depth}")
         if self.own_head(number):
-            return self.trunk.tail(state)
+            with self.as_exit(number):
+                return self.trunk.tail(state)
         logits: Tensor = self.heads[number - 1](state.x)
         return logits
 
@@ -246,6 +129,18 @@ class MultiExit(nn.Module):
     def at(self, images: Tensor, number: int) -> Tensor:
         """Logits (batch, classes) of one exit; only the units it needs are run."""
         return self.classify(number, self.advance(self.trunk.stem(images), number))
+
+    def _follow(self, state: State, number: int, stop: int | None = None) -> State:
+        with self.as_exit(number):
+            return self.trunk.follow(state, self.plans[number - 1], stop)
+
+    def as_exit(self, number: int) -> AbstractContextManager[None]:
+        """While it lasts, the backbone has the normalisation of exit `number`, under its own keys."""
+        if not self.norms or number == len(self):
+            return nullcontext()
+        find = self.backbone.get_submodule
+        owned = [(path, owner) for path, owner in self._owners[number - 1] if owner < len(self.norms)]
+        return worn([(find(path), self.norms[owner].get_submodule(path)) for path, owner in owned])
 
     def check_exit(self, number: int) -> int:
         """The number back if it is that of an exit; raises `ConfigError` otherwise."""
@@ -265,12 +160,26 @@ class MultiExit(nn.Module):
         """An independent copy, weights included."""
         return copy.deepcopy(self)
 
+    def exit_parts(self) -> dict[str, Tensor]:
+        """What the exits have beside the backbone: the heads' weights and, under `norms.`, normalisation."""
+        norms = {f"norms.{name}": value for name, value in self.norms.state_dict().items()}
+        return {**self.heads.state_dict(), **norms}
+
     @torch.no_grad()
-    def load_parts(self, backbone: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
-        """Load backbone and head weights, strictly; raises `ModelError` naming the first misfit."""
+    def load_parts(self, backbone: dict[str, Tensor], exits: dict[str, Tensor]) -> None:
+        """Load backbone and `exit_parts`, strictly; raises `ModelError` naming the first misfit.
+
+        Thin networks kept without normalisation of their own had the backbone's, and get it.
+        """
+        heads = {name: value for name, value in exits.items() if not name.startswith("norms.")}
+        norms = {name.removeprefix("norms."): v for name, v in exits.items() if name.startswith("norms.")}
+        if not norms:
+            held = self.norms.state_dict()
+            norms = {name: backbone.get(name.partition(".")[2], value) for name, value in held.items()}
         for module, weights, what in (
             (self.backbone, backbone, "backbone"),
             (self.heads, heads, "exit heads"),
+            (self.norms, norms, "normalisation of thin networks"),
         ):
             try:
                 module.load_state_dict(weights, strict=True)
@@ -300,6 +209,8 @@ def unused_modules(trunk: Trunk, plan: DepthPlan, *, own_head: bool) -> tuple[li
 
 
 def _plans(trunk: Trunk, config: ExitConfig) -> tuple[DepthPlan, ...]:
+    if config.norms not in NORMS:
+        raise ConfigError(f"exits.norms is {config.norms!r}; choose one of {', '.join(NORMS)}")
     if config.plan == "thin":
         return thinnings(trunk, config.every)
     if config.plan != "prefix":

@@ -1,0 +1,80 @@
+"""The table of several seeds, for a console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from odn_hybrid.report.wording import NOTHING, Data, accuracy_text, count, needs_whole_report, three
+
+__all__ = ["seeds_table"]
+
+
+@needs_whole_report
+def seeds_table(found: Data) -> Table:
+    """One row per seed and a last one with mean and spread; `found` is the data of seeds.json."""
+    table = Table(title=f"{found['model']} on {found['data']}, {len(found['seeds'])} seeds", box=box.SIMPLE)
+    table.add_column("seed", no_wrap=True)
+    for name in (
+        "units",
+        "test %",
+        "MACs",
+        "reference\ntest %",
+        "dynamic\ntest %",
+        "mean\nMACs",
+        "train\nMACs",
+    ):
+        table.add_column(name, justify="right")
+    for row in found["runs"]:
+        static, reference, dynamic = row["static"], row["reference"], row["dynamic"]
+        table.add_row(
+            str(row["seed"]),
+            str(static["units"]),
+            accuracy_text(static["accuracy"]),
+            count(static["macs"]),
+            accuracy_text(reference["accuracy"]),
+            accuracy_text(dynamic["accuracy"]) if dynamic else NOTHING,
+            count(dynamic["macs"]) if dynamic else NOTHING,
+            count(row["search"]["train_macs"]),
+        )
+    table.add_section()
+    summary = found["summary"]
+    static, reference, dynamic = summary["static"], summary["reference"], summary["dynamic"]
+    table.add_row(
+        "mean ± sd",
+        _plain(static["units"]),
+        _percent(static["accuracy"]),
+        _count(static["macs"]),
+        _percent(reference["accuracy"]),
+        _percent(dynamic["accuracy"]),
+        _count(dynamic["macs"]),
+        _count(summary["search"]["train_macs"]),
+        style="bold",
+    )
+    chosen = ", ".join(f"{units} units: {times}" for units, times in found["depths"].items())
+    table.caption = Text(
+        f"static depth chosen, by number of seeds: {chosen}\n"
+        "accuracy with 95 % interval of each seed's test split; sd over seeds, n - 1"
+    )
+    return table
+
+
+def _percent(spread: Data | None) -> str:
+    return _with_sd(spread, lambda value: f"{100 * value:.2f}")
+
+
+def _plain(spread: Data | None) -> str:
+    return _with_sd(spread, three)
+
+
+def _count(spread: Data | None) -> str:
+    return _with_sd(spread, count)
+
+
+def _with_sd(spread: Data | None, show: Any) -> str:
+    if spread is None:
+        return NOTHING
+    return f"{show(spread['mean'])}" + ("" if spread["sd"] is None else f" ± {show(spread['sd'])}")

@@ -1,0 +1,1 @@
+"""Devices and processes: precision, sharing of batches, sharded weights, repeatable and compiled steps."""

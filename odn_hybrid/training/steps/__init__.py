@@ -1,0 +1,1 @@
+"""One optimizer step: optimizer, targets, average of the weights."""
