@@ -23,11 +23,11 @@ from typing import Any
 from mnist_resnet18 import PAPER, published_macs
 from record import write_record
 
+from odn_hybrid.asking import described, make_backbone, make_preprocess
 from odn_hybrid.config import FitConfig, replace_fields, to_dict
 from odn_hybrid.cost import count_costs
 from odn_hybrid.data import load_data
 from odn_hybrid.exits import MultiExit
-from odn_hybrid.fitting import _backbone, _described, _preprocess
 from odn_hybrid.outputs import record_outputs
 from odn_hybrid.rundir import RunDir, environment
 from odn_hybrid.stopping import wilson
@@ -124,8 +124,8 @@ class Tracer:
         rundir = RunDir.create(folder, to_dict(config), resume=True)
         with own_randomness(config.seed):
             accelerator = accelerator_on(config.device)
-            backbone, spec = _backbone(config, None, self.data)[:2]
-            self.preprocess = _preprocess(config, backbone, self.data)
+            backbone, spec = make_backbone(config, None, self.data)[:2]
+            self.preprocess = make_preprocess(config, backbone, self.data)
             network = MultiExit(Trunk(backbone, image_size=self.preprocess.size), config.exits)
             self.costs = count_costs(network)
             rules = Tracing(**self._arguments(network, FOREVER))
@@ -145,7 +145,7 @@ class Tracer:
                 rundir=rundir,
                 listener=lambda row: print(json.dumps(row), flush=True),
             )
-        rundir.begin(_described(config, spec, self.data, self.preprocess, None))
+        rundir.begin(described(config, spec, self.data, self.preprocess, None))
         self.tests = folder / TESTS
 
     def _arguments(self, network: MultiExit, patience: int) -> dict[str, Any]:
