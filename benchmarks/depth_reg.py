@@ -57,6 +57,10 @@ TRIALS: dict[str, dict[str, Any]] = {
     "snell_dear": relaxed("snell", lam=0.3, halting=0.6),
     "snell_cost": relaxed("snell", halting=0.5, deepest=0.2, power=1.0),
     "confidence": relaxed("confidence"),
+    "depth_reg": {"objective.name": "depth_reg"},
+    "depth_reg_more": {"objective.name": "depth_reg", "objective.args": {"halting": 0.6}},
+    "depth_reg_dear": {"objective.name": "depth_reg", "objective.args": {"halting": 0.6, "lam": 0.3}},
+    "depth_reg_distilled": {"objective.name": "depth_reg", "objective.args": {"distill": 0.5}},
     # per input
     "hindsight": relaxed("hindsight", lam=0.3),
     "own": relaxed("own"),
@@ -122,6 +126,63 @@ def joined(one: ExitRecord, two: ExitRecord) -> ExitRecord:
     )
 
 
+TARGETS = (0.80, 0.82, 0.84, 0.85, 0.86, 0.87, 0.88)  # accuracies at which networks are compared
+
+
+def gather(folder: Path) -> None:
+    """Write the record of all trials in `folder`."""
+    trials = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    summary = [
+        {
+            "name": trial["name"],
+            "epochs": len(trial["history"]),
+            "seed": trial["changes"]["seed"],
+            "best": {split: best(trial, split) for split in ("development", "test")},
+            "exits": trial["development"],
+            "share_needed": {split: needed(trial, split) for split in ("development", "test")},
+        }
+        for trial in trials
+    ]
+    claim = "depth_reg's networks need fewer mean MACs than tuned joint ones for the same accuracy, or they do not"
+    data = {"targets": TARGETS, "summary": summary, "trials": [without_settings(trial) for trial in trials]}
+    print(write_record("depth_reg_trials", claim, data))
+
+
+def points(trial: dict[str, Any], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean costs (shares of the whole network's) and accuracies of the Snell policies."""
+    rows = trial["curves"]["snell"][split]
+    return np.array([row["share"] for row in rows]), np.array([row["accuracy"]["value"] for row in rows])
+
+
+def best(trial: dict[str, Any], split: str) -> float:
+    """The highest accuracy on the curve."""
+    return float(points(trial, split)[1].max())
+
+
+def needed(trial: dict[str, Any], split: str) -> dict[str, float | None]:
+    """Least mean cost on the curve's upper hull for each target accuracy; None where it is not reached."""
+    cost, accuracy = points(trial, split)
+    grid = np.linspace(0.05, 1, 951)
+    reached = hull_at(cost, accuracy, grid)
+    found: dict[str, float | None] = {}
+    for target in TARGETS:
+        enough = grid[np.nan_to_num(reached) >= target]
+        found[f"{target:g}"] = float(enough[0]) if len(enough) else None
+    return found
+
+
+def without_settings(trial: dict[str, Any]) -> dict[str, Any]:
+    """A trial as it is kept: curves as bare points, the rest whole."""
+    curves = {
+        family: {
+            split: [[row["share"], row["accuracy"]["value"]] for row in rows]
+            for split, rows in by_split.items()
+        }
+        for family, by_split in trial["curves"].items()
+    }
+    return {**trial, "curves": curves}
+
+
 def main() -> None:
     """Run a trial, or gather them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -132,7 +193,12 @@ def main() -> None:
     one.add_argument("--into", type=Path, required=True)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--epochs", type=int, default=12)
+    all_of_them = verbs.add_parser("record")
+    all_of_them.add_argument("folder", type=Path)
     args = parser.parse_args()
+    if args.verb == "record":
+        gather(args.folder)
+        return
     trial(args.name, args.data, args.seed, args.epochs, args.into)
 
 

@@ -10,6 +10,8 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +60,22 @@ def make_policy(text: str | None, preprocess: Preprocess) -> Policy | None:
         raise ConfigError(
             f"rand_augment is {text!r}, which timm does not know{reason}; write it like rand-m9-mstd0.5-inc1"
         ) from None
+    for operation in _operations(policy):
+        if operation.name.startswith("Posterize"):
+            operation.level_fn = partial(_some_bits, operation.level_fn)
     return policy
+
+
+def _operations(policy: Any) -> Iterator[Any]:
+    """Timm's `AugmentOp`s, each once: of RandAugment and AugMix in `ops`, of AutoAugment in sub-policies."""
+    found = getattr(policy, "ops", None) or [op for part in getattr(policy, "policy", ()) for op in part]
+    return iter({id(operation): operation for operation in found}.values())
+
+
+def _some_bits(level: Callable[..., tuple[int, ...]], *magnitude: Any) -> tuple[int, ...]:
+    """Timm may ask to keep no bit of a colour, which Pillow 12 refuses: one is the fewest."""
+    bits, *rest = level(*magnitude)
+    return (max(1, bits), *rest)
 
 
 def apply_policy(policy: Policy, pixels: Tensor, words: Sequence[int], rows: np.ndarray) -> Tensor:

@@ -112,3 +112,11 @@ def test_policies_need_pictures() -> None:
     with pytest.raises(ConfigError, match="not images of 2 channels"):
         make_loader(ready.splits["train"], two, batch_size=4, rand_augment=POLICIES[0])
     assert len(list(make_loader(ready.splits["train"], made, batch_size=4, erase=1.0))) > 0
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m0-mstd0.5", "rand-m10-mstd0.5-inc1", "v0", "original", "augmix-m10-w3"]
+)
+def test_the_strongest_and_the_weakest_never_ask_for_what_pillow_refuses(data: Data, policy: str) -> None:
+    for epoch in range(6):
+        by_index(data, rand_augment=policy, epoch=epoch)
