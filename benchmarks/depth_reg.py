@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import relaxations  # noqa: F401  (registers the candidates)
+from halting_policies import hull_at
+from record import write_record
 from safetensors.numpy import save_file
 
 import odn_hybrid as odn
@@ -143,7 +145,7 @@ def gather(folder: Path) -> None:
         }
         for trial in trials
     ]
-    claim = "depth_reg's networks need fewer mean MACs than tuned joint ones for the same accuracy, or they do not"
+    claim = "what networks trained by depth_reg, its candidates and tuned joint objectives need in mean MACs"
     data = {"targets": TARGETS, "summary": summary, "trials": [without_settings(trial) for trial in trials]}
     print(write_record("depth_reg_trials", claim, data))
 
