@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from odn_hybrid.backbone import (
     BackboneSpec,
     build_backbone,
+    checkpoint_channels,
     default_image_size,
     fixed_image_size,
     input_channels,
@@ -20,7 +22,7 @@ from odn_hybrid.backbone import (
 )
 from odn_hybrid.config import FitConfig, from_dict, load_recipe, recipe_path, replace_fields, to_dict
 from odn_hybrid.data import Data, Preprocess, channel_stats, choose_preprocess
-from odn_hybrid.errors import ConfigError
+from odn_hybrid.errors import ConfigError, RunDirError
 from odn_hybrid.rundir import CONFIG, SCHEMA, environment, read_json
 from odn_hybrid.training.procedure.seeding import Seed
 
@@ -93,9 +95,14 @@ def asked_recipe(
     return replace_fields(config or FitConfig(), changes), module
 
 
-def stored_recipe(out: Path) -> FitConfig | None:
-    """The recipe of the run in `out`, so that resuming needs nothing but the directory; None without one."""
+def stored_recipe(out: Path, *, needed: bool) -> FitConfig | None:
+    """The recipe of the run in `out`, so that resuming needs nothing but the directory.
+
+    None without one; `RunDirError` if it is `needed`, for nothing else says what to fit.
+    """
     if not (out / CONFIG).is_file():
+        if needed:
+            raise RunDirError(f"{out} holds no run to go on with: check the path, or say what to fit there")
         return None
     return from_dict(FitConfig, read_json(out / CONFIG).get("recipe"))
 
@@ -126,8 +133,9 @@ def make_backbone(
         args=dict(config.model.args),
         stem=config.model.stem,
         num_classes=data.num_classes,
-        in_chans=1 if grey and not (published or tuned) else 3,
     )
+    if grey:
+        spec = replace(spec, in_chans=_grey_channels(config, spec, published))
     if config.regime == "frozen":
         _check_frozen(config, spec, published)
     backbone = build_backbone(spec, pretrained=published)
@@ -136,6 +144,13 @@ def make_backbone(
     if config.model.checkpoint is not None:
         fresh = not load_checkpoint(backbone, config.model.checkpoint)
     return backbone, spec, fresh
+
+
+def _grey_channels(config: FitConfig, spec: BackboneSpec, published: bool) -> int:
+    """Channels of a network for grey images: those of its weights, 1 where there are none yet."""
+    if config.model.checkpoint is not None:
+        return checkpoint_channels(spec, config.model.checkpoint)
+    return 3 if published else 1
 
 
 def _check_frozen(config: FitConfig, spec: BackboneSpec, published: bool) -> None:

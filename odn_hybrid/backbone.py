@@ -22,6 +22,7 @@ from odn_hybrid.errors import ModelError
 __all__ = [
     "BackboneSpec",
     "build_backbone",
+    "checkpoint_channels",
     "default_image_size",
     "evaluating",
     "fixed_image_size",
@@ -191,6 +192,20 @@ def is_published(name: str) -> bool:
         return True
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return cfg is not None and bool(cfg.has_weights)
+
+
+def checkpoint_channels(spec: BackboneSpec, path: str | Path) -> int:
+    """Channels of the images that the weights in a .safetensors file are for: 1, or else 3."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with torch.device("meta"):
+            named = build_backbone(spec).named_modules()
+        first = next(f"{name}.weight" for name, module in named if isinstance(module, nn.Conv2d))
+        with safe_open(Path(path), "pt") as file:
+            return 1 if file.get_slice(first).get_shape()[1] == 1 else 3
+    except (ModelError, NotImplementedError, OSError, SafetensorError, StopIteration):
+        return 3  # if something is wrong, building and loading will say what
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> bool:

@@ -94,7 +94,7 @@ def fit(
     if resume and out is None:
         raise ConfigError("resume needs the directory of the interrupted fit: pass out=DIRECTORY (--out)")
     if resume and model is None and config is None:
-        config = stored_recipe(Path(str(out)))
+        config = stored_recipe(Path(str(out)), needed=data is None and not changes)
     config, module = asked_recipe(model, data, config, changes)
     if tensorboard is not None and is_main_process():
         listener = _both(listener, BoardWriter(tensorboard))

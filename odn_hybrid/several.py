@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from odn_hybrid.config import FitConfig, from_dict
+from odn_hybrid.asking import stored_recipe
+from odn_hybrid.config import FitConfig
 from odn_hybrid.errors import ConfigError
 from odn_hybrid.fitting import fit
-from odn_hybrid.rundir import CONFIG, read_json
+from odn_hybrid.rundir import CONFIG
 from odn_hybrid.rundir.files import to_plain, write_json
 from odn_hybrid.training.devices.processes import is_main_process
 from odn_hybrid.training.engine import Listener
@@ -58,7 +59,8 @@ def fit_seeds(
     seeds = _checked(seeds, options)
     folder = Path(out)
     if resume and model is None and config is None:
-        config = _stored_recipe(folder)
+        asked = [value for value in (data, *options.values()) if value is not None and value != {}]
+        config = _stored_recipe(folder, needed=not asked)
     found: dict[str, Any] = {}
     reports: dict[int, Mapping[str, Any]] = {}
     for seed in seeds:
@@ -165,17 +167,18 @@ def _checked(seeds: Sequence[int], options: Mapping[str, Any]) -> list[int]:
     for name in ("seed", "inplace"):
         if name in options:
             raise ConfigError(f"fit_seeds has no option {name!r}; pass seeds=[...]; each fit trains a copy")
+    if "seed" in (options.get("overrides") or {}):
+        raise ConfigError("fit_seeds has no field 'seed' to change (--set seed=...): seeds=[...] says it all")
     found = list(seeds)
     if not found or len(set(found)) < len(found):
         raise ConfigError(f"seeds is {found!r}; give one or more, each once")
     return found
 
 
-def _stored_recipe(folder: Path) -> FitConfig | None:
-    """The recipe of the runs below `folder`, so that going on needs nothing but that; None without one."""
-    for path in sorted(folder.glob(f"seed-*/{CONFIG}")):
-        return from_dict(FitConfig, read_json(path).get("recipe"))
-    return None
+def _stored_recipe(folder: Path, *, needed: bool) -> FitConfig | None:
+    """The recipe of the runs below `folder`, as `asking.stored_recipe` finds that of one."""
+    found = sorted(folder.glob(f"seed-*/{CONFIG}"))
+    return stored_recipe(found[0].parent if found else folder, needed=needed)
 
 
 def _marked(listener: Listener, seed: int) -> Listener:

@@ -84,3 +84,10 @@ def test_a_file_that_is_no_recipe(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError):
         load_recipe(path)
+
+
+def test_naming_the_published_procedure_keeps_the_other_fields_of_the_expansion() -> None:
+    changes = {"choice.target_accuracy": 0.9, "expansion.max_epochs": 7.0, "expansion": "reload"}
+    for order in (changes, dict(reversed(changes.items()))):
+        changed = replace_fields(FitConfig(), order).expansion
+        assert (changed.procedure, changed.max_epochs) == ("reload", 7.0)

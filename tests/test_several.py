@@ -86,9 +86,23 @@ def test_the_command_line_sums_up(several: tuple[Path, dict[str, Any]], odn: Odn
     status, printed, _ = odn("fit", "--seeds", "3,5", "--resume", "--out", str(out), "--json")
     assert status == 0 and json.loads(printed) == found
     status, printed, told = odn("fit", "--seeds", "3,5", "--resume", "--out", str(out))
-    assert status == 0 and "2 seeds" in printed and "mean ± sd" in printed and str(out) in told
+    assert status == 0 and "2 seeds" in printed and "± sd" in printed and str(out) in told
     mean = 100 * found["summary"]["static"]["accuracy"]["mean"]
     assert f"{mean:.2f}" in printed
+
+
+def test_the_report_of_several_seeds(several: tuple[Path, dict[str, Any]], odn: Odn) -> None:
+    out, found = several
+    status, printed, _ = odn("report", str(out), "--json")
+    assert status == 0 and {**json.loads(printed), "schema": 1} == {**found, "schema": 1}
+    status, printed, told = odn("report", str(out))
+    assert status == 0 and "2 seeds" in printed and "odn report OUT/seed-N" in told
+    value = found["runs"][0]["static"]["accuracy"]
+    assert f"[{100 * value['low']:.1f}, {100 * value['high']:.1f}]" in printed  # on one line
+    status, _, told = odn("report", str(out), "--curves")
+    assert status == 2 and "ask for the curves of one" in told
+    status, printed, _ = odn("report", str(out / "seed-3"))
+    assert status == 0 and "seeds" not in printed
 
 
 @pytest.mark.parametrize(
@@ -110,6 +124,10 @@ def test_what_cannot_be_repeated_is_refused(tiny: dict[str, Any], tmp_path: Path
     for option in ({"seed": 1}, {"inplace": True}):
         with pytest.raises(ConfigError, match="fit_seeds has no option"):
             odn.fit_seeds(**tiny, out=tmp_path / "out", **option)
+    with pytest.raises(ConfigError, match="no field 'seed' to change"):
+        odn.fit_seeds(**{**tiny, "overrides": {**tiny["overrides"], "seed": 5}}, out=tmp_path / "out")
+    with pytest.raises(RunDirError, match="holds no run to go on with"):
+        odn.fit_seeds(out=tmp_path / "out", resume=True)
     with pytest.raises(ConfigError, match="give one or more"):
         odn.fit_seeds(**tiny, out=tmp_path / "out", seeds=[])
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from odn_hybrid._version import __version__
 from odn_hybrid.cli.models import list_models
 from odn_hybrid.cli.promising import certify
-from odn_hybrid.cli.seeds import fit_several, parse_seeds, show_seeds
+from odn_hybrid.cli.seeds import fit_several, parse_seeds, read_seeds, show_seeds
 from odn_hybrid.errors import ConfigError, OdnError
 
 __all__ = ["main"]
@@ -88,7 +88,7 @@ def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--data", help="digits, a torchvision name, a folder of images, or an .npz file.")
 @click.option("--data-root", help="Where torchvision keeps its data sets.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory for the run [default: runs/NAME].")
-@click.option("--loss", help="Objective: depth_reg, joint or cross_entropy.")
+@click.option("--loss", help="Objective: depth_reg, joint, distill or cross_entropy.")
 @click.option("--head", help="Exit head: linear, grid or attention.")
 @click.option(
     "--regime", help="scratch, finetune (pretrained weights) or frozen (them as they are; heads only)."
@@ -166,10 +166,19 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--curves", is_flag=True, help="Every halting policy's accuracy against mean MACs, too.")
 @_json_option
 def report(run: Path, curves: bool, as_json: bool) -> None:
-    """Print the table of exits, the choice, and the comparison of a finished RUN."""
+    """Print the table of exits, the choice, and the comparison of a finished RUN.
+
+    Of a folder that odn fit --seeds wrote: the table of its seeds.
+    """
     from odn_hybrid.report import curves_table
     from odn_hybrid.rundir import RunDir
 
+    seeds = read_seeds(run)
+    if seeds is not None:
+        if curves:
+            raise ConfigError(f"{run} holds several seeds; ask for the curves of one, e.g. {run}/seed-0")
+        _print_json(seeds) if as_json else show_seeds(seeds)
+        return
     found = RunDir.open(run).read_json("report.json")
     if curves and not as_json:
         if not found.get("curves"):

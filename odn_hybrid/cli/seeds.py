@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from odn_hybrid.errors import ConfigError
 
-__all__ = ["fit_several", "parse_seeds", "show_seeds"]
+__all__ = ["fit_several", "parse_seeds", "read_seeds", "show_seeds"]
 
 
 def parse_seeds(text: str, seed: int | None) -> list[int]:
@@ -42,6 +43,15 @@ def fit_several(model: str | None, data: str | None, *, seeds: list[int], **opti
             show(row)
 
         return fit_seeds(model, data, seeds=seeds, listener=listener, **options)
+
+
+def read_seeds(folder: Path) -> dict[str, Any] | None:
+    """The data of seeds.json in a folder of several seeds; None for any other."""
+    from odn_hybrid.rundir import CONFIG, read_json
+
+    if (folder / CONFIG).exists() or not (folder / "seeds.json").is_file():
+        return None
+    return read_json(folder / "seeds.json")
 
 
 def show_seeds(found: dict[str, Any]) -> None:

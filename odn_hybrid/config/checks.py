@@ -46,6 +46,8 @@ def check_ranges(config: Any, version: int) -> None:
     )
     fresh = config.regime == "scratch" and not config.model.pretrained and config.model.checkpoint is None
     need(fresh or not growth.preserve, "expansion.preserve", True, "false where weights are not fresh")
+    twins = config.exits.plan == "thin" and config.exits.norms == "affine"
+    need(not (twins and growth.preserve), "expansion.preserve", True, "false where exits.norms is affine")
     check_reload(config, need)
     for name in ("max_macs", "max_params", "max_bytes", "max_latency_ms"):
         limit = getattr(choice, name)

@@ -111,6 +111,8 @@ def replace_fields(config: FitConfig, changes: dict[str, Any]) -> FitConfig:
             place = place.get(parent)
             if not isinstance(place, dict):
                 raise ConfigError(f"unknown field {dotted!r}: the recipe has no section {parent!r}")
+        if dotted == "expansion" and isinstance(value, str):  # `expansion: reload`: its other fields stay
+            place, leaf = place[dotted], "procedure"
         place[leaf] = value
     return from_dict(FitConfig, values)
 

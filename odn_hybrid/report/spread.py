@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from odn_hybrid.report.wording import NOTHING, Data, accuracy_text, count, needs_whole_report, three
+from odn_hybrid.report.tables import blank_table
+from odn_hybrid.report.wording import NOTHING, Data, accuracy_text, count, needs_whole_report
 
 __all__ = ["seeds_table"]
 
@@ -16,27 +16,28 @@ __all__ = ["seeds_table"]
 @needs_whole_report
 def seeds_table(found: Data) -> Table:
     """One row per seed and a last one with mean and spread; `found` is the data of seeds.json."""
-    table = Table(title=f"{found['model']} on {found['data']}, {len(found['seeds'])} seeds", box=box.SIMPLE)
+    title = f"{found['model']} on {found['data']}, {len(found['seeds'])} seeds"
+    table = blank_table(title)
     table.add_column("seed", no_wrap=True)
     for name in (
         "units",
         "test %",
         "MACs",
-        "reference\ntest %",
-        "dynamic\ntest %",
+        "ref.\ntest %",
+        "dyn.\ntest %",
         "mean\nMACs",
         "train\nMACs",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in found["runs"]:
         static, reference, dynamic = row["static"], row["reference"], row["dynamic"]
         table.add_row(
             str(row["seed"]),
             str(static["units"]),
-            accuracy_text(static["accuracy"]),
+            accuracy_text(static["accuracy"], stacked=True),
             count(static["macs"]),
-            accuracy_text(reference["accuracy"]),
-            accuracy_text(dynamic["accuracy"]) if dynamic else NOTHING,
+            accuracy_text(reference["accuracy"], stacked=True),
+            accuracy_text(dynamic["accuracy"], stacked=True) if dynamic else NOTHING,
             count(dynamic["macs"]) if dynamic else NOTHING,
             count(row["search"]["train_macs"]),
         )
@@ -44,7 +45,7 @@ def seeds_table(found: Data) -> Table:
     summary = found["summary"]
     static, reference, dynamic = summary["static"], summary["reference"], summary["dynamic"]
     table.add_row(
-        "mean ± sd",
+        "mean\n± sd",
         _plain(static["units"]),
         _percent(static["accuracy"]),
         _count(static["macs"]),
@@ -57,7 +58,7 @@ def seeds_table(found: Data) -> Table:
     chosen = ", ".join(f"{units} units: {times}" for units, times in found["depths"].items())
     table.caption = Text(
         f"static depth chosen, by number of seeds: {chosen}\n"
-        "accuracy with 95 % interval of each seed's test split; sd over seeds, n - 1"
+        "accuracy with 95 % interval of each seed's test split; sd over seeds"
     )
     return table
 
@@ -67,7 +68,7 @@ def _percent(spread: Data | None) -> str:
 
 
 def _plain(spread: Data | None) -> str:
-    return _with_sd(spread, three)
+    return _with_sd(spread, lambda value: f"{value:.2f}")
 
 
 def _count(spread: Data | None) -> str:
@@ -77,4 +78,4 @@ def _count(spread: Data | None) -> str:
 def _with_sd(spread: Data | None, show: Any) -> str:
     if spread is None:
         return NOTHING
-    return f"{show(spread['mean'])}" + ("" if spread["sd"] is None else f" ± {show(spread['sd'])}")
+    return f"{show(spread['mean'])}" + ("" if spread["sd"] is None else f"\n± {show(spread['sd'])}")

@@ -23,7 +23,7 @@ from odn_hybrid.report.wording import (
     three,
 )
 
-__all__ = ["curves_table", "exits_table", "summary_table"]
+__all__ = ["blank_table", "curves_table", "exits_table", "summary_table"]
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # of the reference's MACs
 MOST_KEPT = 16  # characters; more units wrap
@@ -42,7 +42,7 @@ def exits_table(report: Data) -> Table:
     """
     rows = report["exits"]
     extras = [name for name in ("stage", "ms") if any(row.get(name) is not None for row in rows)]
-    table = _table(f"Exits of {report['model']} on {data_name(report)}")
+    table = blank_table(f"Exits of {report['model']} on {data_name(report)}")
     table.add_column("exit", no_wrap=True)
     table.add_column("units", justify="right")
     thin = is_thin(report)
@@ -84,7 +84,7 @@ def summary_table(report: Data, comparison: Data | None) -> Table:
         report: the data of `report.json`.
         comparison: its `comparison`, measured on this device; None leaves the times out.
     """
-    table = _table(f"{report['model']} on {data_name(report)}")
+    table = blank_table(f"{report['model']} on {data_name(report)}")
     table.add_column("model")
     table.add_column("test %", justify="right", no_wrap=True)
     for name in ("mean\nMACs", "params", "MB"):
@@ -119,7 +119,7 @@ def curves_table(report: Data) -> Table:
         report: the data of `report.json`, of a fit that has `curves`.
     """
     curves = report["curves"]
-    table = _table(f"Halting policies of {report['model']} on {data_name(report)}")
+    table = blank_table(f"Halting policies of {report['model']} on {data_name(report)}")
     table.add_column("policy", no_wrap=True)
     for share in SHARES:
         table.add_column(f"{share:.0%}", justify="right")
@@ -143,7 +143,8 @@ def _best_within(points: list[Data], share: float) -> str:
     return accuracy_text(max(fitting, key=lambda one: one["value"]), stacked=True) if fitting else NOTHING
 
 
-def _table(title: str) -> Table:
+def blank_table(title: str) -> Table:
+    """A table without columns, as narrow as can be: eight of figures fit into 80 characters."""
     return Table(
         title=Text(title, style="bold"),
         title_justify="left",

@@ -240,10 +240,21 @@ class Engine:
             "next": self.progress.phase,
         }
         self.history.append(row)
-        state = self.stepper.state() if self.kept and accuracies is not None else None
+        state = self._kept_state(done, looked=accuracies is not None)
         self.processes.on_main(lambda: self._write(row, state))
         if self.listener is not None and self.processes.main:
             self.listener(row)
+
+    def _kept_state(self, done: Progress, *, looked: bool) -> dict[str, dict[str, object]] | None:
+        """What goes into a checkpoint after an epoch; None where none is due.
+
+        Phases that are looked at only when they are over (a cooldown, for one) have checkpoints as often.
+        """
+        if not self.kept or not (looked or done.phase_epochs % self.rules.look_every == 0):
+            return None
+        if not looked:
+            self.stepper.settle()
+        return self.stepper.state()
 
     def _write(self, row: dict[str, Any], state: dict[str, dict[str, object]] | None) -> None:
         if self.rundir is None:

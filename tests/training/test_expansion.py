@@ -128,3 +128,26 @@ def test_budgets_hold_for_every_curve(best, target, limit, looks):
     least = 10.0 + 10.0 * 4 * (1 + MIN_COOLDOWN_LOOKS)  # warm-up, one look and the shortest cooldown
     assert progress.train_macs <= max(limit, least) + 1e-6
     assert len(seen) <= looks + MIN_COOLDOWN_LOOKS + 1
+
+
+@pytest.mark.parametrize("late", range(31, 34))
+def test_a_budget_holds_where_the_search_goes_back(late: int) -> None:
+    """The cooldown of a shallower exit, which more epochs have trained, is no longer than what is left."""
+    expansion = rules(target=0.8, tolerance=0.0, start=3, look_ahead=0, max_epochs=40, max_looks=1000)
+    progress = expansion.first()
+    while progress.phase != "done":
+        progress = expansion.count(progress, expansion.share(progress), 0.0)
+        if expansion.looks(progress):
+            first = 0.8 if progress.epoch >= late else 0.5  # reaches the goal when exit 4 is being grown
+            third = 0.5 + 0.001 * min(progress.epoch, 26)
+            seen = [first, 0.5, third, 0.6][: expansion.active(progress)]
+            progress = expansion.observe(progress, Look.plain(seen))
+    assert progress.current == 1 and progress.by_depth["4"] > 1
+    assert progress.epoch <= 40
+
+
+def test_the_plain_objective_trains_the_whole_network_without_a_warm_up_too() -> None:
+    expansion = rules(target=0.2, plain=True, warmup_epochs=0.0)
+    progress, seen = play(expansion, saturating([0.5] * 4))
+    assert {phase for phase, _, _ in seen} == {"settle", "cooldown"}
+    assert progress.current == 4

@@ -347,6 +347,22 @@ def test_a_checkpoint_of_other_classes(
     check_only_the_classifier_changed(colour, load_run(out), 3)
 
 
+@pytest.mark.parametrize("regime", ["frozen", "finetune", "scratch"])
+def test_weights_of_a_run_on_grey_images_serve_the_next(
+    tiny: dict[str, Any], trained: Run, tmp_path: Path, regime: str
+) -> None:
+    """The network is built for the channels that the file's weights are for."""
+    weights = dict(trained.network.backbone.state_dict())
+    colour = {**weights, "conv1.weight": weights["conv1.weight"].expand(-1, 3, -1, -1).contiguous() / 3}
+    for channels, held in ((1, weights), (3, colour)):
+        path = tmp_path / f"{channels}.safetensors"
+        write_tensors(path, held)
+        given = {"model.checkpoint": str(path), "model.stem": "small", "data.normalise": "data"}
+        changes = {**tiny["overrides"], **given, "expansion.max_looks": 1}
+        run = fit("resnet18", tiny["data"], regime=regime, overrides=changes)
+        assert run.network.trunk.image_shape[0] == run.transform.channels == channels
+
+
 def load_run(path: Path) -> Run:
     found: Run = odn.load(path)
     return found
@@ -419,11 +435,16 @@ def test_a_full_disk_is_refused_before_the_pass(
     [
         ({"exits.plan": "thin"}, "the exits of thin plans have none"),
         ({"data.mixup": 0.2}, "data.mixup mixes images"),
+        ({"data.rand_augment": "rand-m9"}, "augments no image of its first pass"),
+        ({"data.erase": 0.5}, r"data\.erase is 0\.5, and regime frozen augments no image"),
+        ({"data.rand_augment": "rnad-m9", "frozen.passes": 2}, "which timm does not know"),
+        ({"compile": True}, "compile is for training the backbone"),
+        ({"objective.name": "jiont"}, "unknown objective 'jiont'"),
         ({"frozen.folder": "no/such/folder"}, "frozen.folder is 'no/such/folder'; give a folder that exists"),
     ],
 )
 def test_what_kept_features_cannot_do(
-    tiny: dict[str, Any], trained: Run, changes: dict[str, Any], says: str
+    tiny: dict[str, Any], trained: Run, changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     more = (
         {"model.args": {"layers": [2, 1, 1, 1], "channels": [8, 8, 16, 16]}}
@@ -434,7 +455,8 @@ def test_what_kept_features_cannot_do(
     if more:
         asked["model"] = timm.create_model("resnet18", num_classes=3, in_chans=1, **more["model.args"])
     with pytest.raises(ConfigError, match=says):
-        fit(**asked)
+        fit(**asked, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from odn_hybrid.fitting import fit
 from odn_hybrid.run import Run
 from odn_hybrid.training.procedure.progress import BEST, RELOAD, START, Look, Progress
 from odn_hybrid.training.procedure.reloading import Reloading
+from odn_hybrid.training.steps.stepping import Stepper
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = json.loads((Path(__file__).parent / "published_logs.json").read_text())
@@ -245,6 +247,33 @@ def test_the_best_weights_are_kept_and_costs_are_of_what_ran(whole: Run) -> None
         total += 3 * forward * row["images"]
         assert row["train_macs"] == total
     assert report["search"]["train_macs"] == total
+
+
+def test_the_weights_kept_are_of_the_depth_kept(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a shallower depth's best was never passed (`carry_best`), its weights are not what is kept."""
+    made_up = iter([0.5, 0.9])
+    monkeypatch.setattr(Reloading, "_gained", _told(Reloading._gained, made_up))
+    start: dict[str, torch.Tensor] = {}
+    follow = Stepper.follow
+
+    def following(self: Stepper, order: str | None) -> None:
+        follow(self, order)
+        start.update(self.held[START] if order == START else {})
+
+    monkeypatch.setattr(Stepper, "follow", following)
+    changes = {"choice.target_accuracy": 1.0, "choice.tolerance": 0.0, "expansion": "reload"}
+    changes |= {"expansion.reload.carry_best": True, "expansion.reload.patience": 1}
+    run = fit(**{**tiny, "overrides": {**tiny["overrides"], **changes}})
+    assert run.report_["reference"]["exit"] == 4
+    kept = run.network.state_dict()
+    last = [name for name in kept if name.startswith("backbone.layer4") and name.endswith("weight")]
+    assert any(not torch.equal(kept[name].cpu(), start[name]) for name in last)
+
+
+def _told(gained: Callable[..., Progress], accuracies: Iterator[float]) -> Callable[..., Progress]:
+    return lambda self, progress, accuracy: gained(self, progress, next(accuracies, 0.1))
 
 
 def test_interrupted_it_ends_with_the_same_digits(tiny: dict[str, Any], whole: Run, tmp_path: Path) -> None:

@@ -164,6 +164,32 @@ def test_resume_of_what_was_never_started_starts(tiny: dict[str, Any], whole: Pa
     check_same(tmp_path / "run", whole)
 
 
+def test_resume_of_nothing_is_refused_where_nothing_says_what_to_fit(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match="holds no run to go on with"):
+        fit(out=tmp_path / "mistyped", resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cooldown_is_not_trained_twice(tiny: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    """Killed in its last epoch, it goes on from its own last checkpoint, not from its beginning."""
+    rows = results(whole)["history"]
+    cooling = [row["epoch"] for row in rows if row["phase"] == "cooldown"]
+    every = cooling[-1] - cooling[0] + 1
+    trained: list[int] = []
+
+    def listener(row: dict[str, Any]) -> None:
+        trained.append(row["epoch"])
+        if row["epoch"] == cooling[-2] and len(trained) == row["epoch"]:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(**tiny, out=tmp_path / "run", listener=listener)
+    fit(**tiny, out=tmp_path / "run", resume=True, listener=listener)
+    again = len(trained) - len(rows)
+    assert 0 <= again < every - 1
+    check_same(tmp_path / "run", whole)
+
+
 def test_resume_of_a_finished_run_returns_it(tiny: dict[str, Any], whole: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
     rows: list[Any] = []

@@ -18,7 +18,7 @@ from torch import nn
 
 from odn_hybrid.config import FitConfig
 from odn_hybrid.cost import Costs
-from odn_hybrid.data import Preprocess, Split
+from odn_hybrid.data import Preprocess, Split, check_policy
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.rundir import RunDir
@@ -27,6 +27,7 @@ from odn_hybrid.training.frozen.caching import FeaturePass
 from odn_hybrid.training.frozen.classifier import OwnClassifier
 from odn_hybrid.training.frozen.heads import Examples, Fitted, HeadPlan, fit_head
 from odn_hybrid.training.frozen.store import ITEM_BYTES, FeatureStore, check_room
+from odn_hybrid.training.objectives import build_objective
 from odn_hybrid.training.procedure.progress import Progress
 from odn_hybrid.training.steps.targets import class_weights
 
@@ -73,6 +74,8 @@ class Frozen:
         listener: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         _check(config, accelerator)
+        check_policy(config.data.rand_augment, preprocess)
+        build_objective(config.objective.name, len(network), **config.objective.args)  # a misspelt one is
         self.deepest, self.train, self.selection = deepest, train, selection
         self.config, self.costs, self.fresh = config, costs, fresh
         self.rundir, self.listener = rundir, listener
@@ -235,6 +238,14 @@ def _check(config: FitConfig, accelerator: Accelerator) -> None:
                 f"data.{name} mixes images anew in every epoch, and regime frozen computes features once: "
                 "leave it out, or choose regime finetune"
             )
+    for name, value in (("rand_augment", config.data.rand_augment), ("erase", config.data.erase)):
+        if value and config.frozen.passes == 1:
+            raise ConfigError(
+                f"data.{name} is {value!r}, and regime frozen augments no image of its first pass: set "
+                "frozen.passes to 2 or more, or leave it out"
+            )
+    if config.compile:
+        raise ConfigError("compile is for training the backbone, which regime frozen does not: leave it out")
     if accelerator.num_processes > 1:
         raise ConfigError(
             f"regime frozen runs in one process, not in {accelerator.num_processes}: start it without a "

@@ -78,7 +78,11 @@ class Expansion:
         return self._start(start)
 
     def _start(self, progress: Progress) -> Progress:
-        return self._enter(progress, "warmup" if self.config.warmup_epochs > 0 else "expand")
+        return self._warm(progress) if self.config.warmup_epochs <= 0 else self._enter(progress, "warmup")
+
+    def _warm(self, progress: Progress) -> Progress:
+        """What follows the warm-up."""
+        return self._enter(progress, "settle" if self.plain else "expand")
 
     def active(self, progress: Progress) -> int:
         """The deepest exit that trains in this epoch; all shallower ones train with it."""
@@ -147,7 +151,7 @@ class Expansion:
         if progress.phase == "backbone":
             return self._start(progress)
         if progress.phase == "warmup":
-            return self._enter(progress, "settle" if self.plain else "expand")
+            return self._warm(progress)
         if progress.phase == "cooldown":
             return replace(progress, phase="done")
         progress = self._note(progress, self._noted(progress, look))
@@ -197,8 +201,17 @@ class Expansion:
         return replace(progress, phase=phase, phase_epochs=0, best=-1.0, stale=0, before=-1.0)
 
     def _cool(self, progress: Progress) -> Progress:
+        # Going back to a shallower exit may make it longer than what the looks before have left for it.
         length = self.cooldown_length(progress)
+        while length > MIN_COOLDOWN_LOOKS * self.look_every and self._too_long(progress, length):
+            length -= 1
         return replace(self._enter(progress, "cooldown"), cooldown_epochs=length)
+
+    def _too_long(self, progress: Progress, length: int) -> bool:
+        """Whether a cooldown of so many epochs that begins now goes over the budget."""
+        if progress.epoch + length > self.config.max_looks * self.look_every:
+            return True
+        return self._over(progress, length, self.epoch_macs[progress.current - 1] * length)
 
     def cooldown_length(self, progress: Progress) -> int:
         """Epochs of a cooldown that would begin now: a share of those that trained the current exit."""

@@ -50,7 +50,7 @@ class Growing(Expansion):
 
     def _settled(self, progress: Progress, look: Look) -> Progress:
         """Back to the shallowest exit that meets the target by now."""
-        if self.goal is not None:
+        if self.goal is not None and not self.plain:
             for number in range(1, progress.current):
                 if look.accuracies[number - 1] >= self.goal:
                     return self._enter(replace(progress, current=number), "settle")

@@ -38,7 +38,7 @@ def make_rules(
     tuned = BACKBONE_EPOCHS if config.regime == "finetune" else 0.0
     epochs = tuned if growth.backbone_epochs is None else growth.backbone_epochs
     growth = replace(growth, backbone_epochs=epochs, start=growth.start if start is None else start)
-    exits, alone = range(1, deepest + 1), trains_alone(network, config.objective.name)
+    exits, alone = range(1, deepest + 1), trains_alone(network, config)
     grow = Growing if growth.decide == "test" else Expansion
     kind = Reloading if growth.procedure == "reload" else grow
     return kind(

@@ -45,8 +45,9 @@ def find_seed(config: FitConfig, network: MultiExit, stored: Any = None) -> Seed
     """
     if config.start_from is None:
         return None
-    if config.objective.name == PLAIN or config.regime == "frozen":
-        what = "objective cross_entropy" if config.objective.name == PLAIN else "regime frozen"
+    plain = config.objective.name == PLAIN and config.expansion.procedure != "reload"
+    if plain or config.regime == "frozen":
+        what = "objective cross_entropy" if plain else "regime frozen"
         raise ConfigError(f"start_from seeds a search for the depth, and {what} makes none: leave it out")
     if isinstance(stored, dict):
         return Seed(**stored)

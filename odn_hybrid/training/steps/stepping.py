@@ -24,14 +24,15 @@ from odn_hybrid.training.steps.optimizing import make_optimizer
 __all__ = ["Stepper", "trains_alone"]
 
 
-def trains_alone(network: MultiExit, objective: str) -> bool:
-    """Whether a step runs the deepest active exit only.
+def trains_alone(network: MultiExit, config: FitConfig) -> bool:
+    """Whether every step runs the deepest active exit only (the published procedure's warm-up runs all).
 
     The plain objective asks for no other. With prefix plans the shallower exits cost their heads only and run
     all the same; thinner networks would cost a forward each, and their activations would enter the statistics
     of batch normalisation of a network that is trained without them.
     """
-    return objective == PLAIN and not network.shares_prefix
+    plain = config.objective.name == PLAIN and config.expansion.procedure != "reload"
+    return plain and not network.shares_prefix
 
 
 class Stepper:
@@ -58,7 +59,7 @@ class Stepper:
     ) -> None:
         self.config, self.accelerator = config, accelerator
         device = accelerator.device
-        self.alone = trains_alone(network, config.objective.name)
+        self.alone = trains_alone(network, config)
         self.dtype = resolve_precision(config.precision, device, network)
         self.maps = network.trunk.layout(1).kind == "NCHW"
         self.network = network.to(device)
@@ -174,6 +175,7 @@ class Stepper:
     def follow(self, order: str | None) -> None:
         """Hold the weights as START or BEST, or RELOAD: those of the start again, and a fresh optimizer."""
         if order == RELOAD:
+            self.held.pop(BEST, None)  # of another depth: in a network of this one they would be a mixture
             self.network.load_state_dict(self.held[START])
             self.optimizer.state.clear()
         elif order is not None:
