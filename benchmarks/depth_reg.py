@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import relaxations  # noqa: F401  (registers the candidates)
 from halting_policies import hull_at
-from record import write_record
+from record import commit, write_record
 from safetensors.numpy import save_file
+from schedules import short_schedule
 
 import odn_hybrid as odn
 from odn_hybrid.outputs import ExitRecord
@@ -53,8 +54,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     "gates": {"objective.name": "gates"},
     "snell": relaxed("snell"),
     "snell_more": relaxed("snell", halting=0.6),
-    "joint_decoupled": relaxed("power", deepest=0.4, decouple=True),
-    "snell_decoupled": relaxed("snell", halting=0.6, decouple=True),
     "snell_cheap": relaxed("snell", lam=0.03, halting=0.6),
     "snell_dear": relaxed("snell", lam=0.3, halting=0.6),
     "snell_cost": relaxed("snell", halting=0.5, deepest=0.2, power=1.0),
@@ -73,14 +72,9 @@ TRIALS: dict[str, dict[str, Any]] = {
 }
 
 
-def schedule(epochs: int) -> dict[str, Any]:
-    """One epoch of warm-up, then as many at the full rate as fall to zero."""
-    return {"expansion.max_looks": epochs, "expansion.settle_patience": epochs, "expansion.cooldown": 1.0}
-
-
 def trial(name: str, data: str, seed: int, epochs: int, into: Path) -> None:
     """Train one candidate and write what it came to."""
-    changes = {**schedule(epochs), **TRIALS[name], "seed": seed}
+    changes = {**short_schedule(epochs), **TRIALS[name], "seed": seed}
     started = time.monotonic()
     run = odn.fit(
         RECIPE, data, overrides=changes, listener=lambda row: print(row["epoch"], row["loss"], flush=True)
@@ -102,6 +96,7 @@ def trial(name: str, data: str, seed: int, epochs: int, into: Path) -> None:
         "name": name,
         "changes": changes,
         "seconds": time.monotonic() - started,
+        "commit": commit(),
         "environment": environment(),
         "macs": cost,
         "exits": {split: records[split].correct.mean(0).tolist() for split in ("selection", "test")},

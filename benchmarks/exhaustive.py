@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import write_record
+from record import commit, write_record
 from safetensors.numpy import load_file, save_file
+from schedules import short_schedule
 
 import odn_hybrid as odn
-from odn_hybrid.backbone import BackboneSpec, build_backbone
+from odn_hybrid.asking import make_backbone, make_preprocess
 from odn_hybrid.config import load_recipe, replace_fields, to_dict
-from odn_hybrid.data import Data, Preprocess, channel_stats, choose_preprocess, load_data
+from odn_hybrid.data import load_data
 from odn_hybrid.outputs import record_outputs
 from odn_hybrid.rundir import environment
 from odn_hybrid.stopping import choose_depth, wilson
@@ -35,37 +36,20 @@ from odn_hybrid.training.procedure.expansion import Expansion
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "cifar10_small.yaml"
-CLASSES, SIZE = 10, 32
-
-
-def schedule(epochs: int, seed: int) -> dict[str, Any]:
-    """One epoch of warm-up, then as many at the full rate as fall to zero."""
-    return {
-        "expansion.max_looks": epochs,
-        "expansion.settle_patience": epochs,
-        "expansion.cooldown": 1.0,
-        "seed": seed,
-    }
 
 
 def train_alone(depth: int, data: str, seed: int, epochs: int) -> dict[str, Any]:
     """Train one depth by itself: the network's first `depth` units and that exit's head, nothing else."""
     config = replace_fields(
-        load_recipe(RECIPE), {**schedule(epochs, seed), "objective.name": "cross_entropy"}
+        load_recipe(RECIPE), {**short_schedule(epochs), "seed": seed, "objective.name": "cross_entropy"}
     )
     loaded = load_data(data, seed=seed)
-    spec = BackboneSpec(
-        library="timm",
-        name=str(config.model.name),
-        args=dict(config.model.args),
-        stem=config.model.stem,
-        num_classes=CLASSES,
-        in_chans=3,
-    )
     with own_randomness(seed):
-        network = odn.MultiExit(odn.Trunk(build_backbone(spec), image_size=SIZE), config.exits)
+        backbone, *_ = make_backbone(config, None, loaded)
+        preprocess = make_preprocess(config, backbone, loaded)
+        network = odn.MultiExit(odn.Trunk(backbone, image_size=preprocess.size), config.exits)
         exit, costs = network.exit_of(depth), odn.count_costs(network)
-        train, preprocess = loaded.splits["train"], preprocess_of(loaded)
+        train = loaded.splits["train"]
         rules = Expansion(
             config.expansion,
             config.choice,
@@ -101,21 +85,9 @@ def train_alone(depth: int, data: str, seed: int, epochs: int) -> dict[str, Any]
     }
 
 
-def preprocess_of(loaded: Data) -> Preprocess:
-    """What `fit` would choose."""
-    return choose_preprocess(
-        loaded,
-        image_size=None,
-        fixed_size=None,
-        default_size=SIZE,
-        channels=3,
-        mean_std=channel_stats(loaded.splits["train"]),
-    )
-
-
 def train_joint(data: str, seed: int, epochs: int) -> dict[str, Any]:
     """The fit: all depths at once, the recipe's objective."""
-    run = odn.fit(RECIPE, data, overrides=schedule(epochs, seed), listener=say)
+    run = odn.fit(RECIPE, data, overrides={**short_schedule(epochs), "seed": seed}, listener=say)
     return {
         "right": {split: run.parts.records[split].correct for split in ("selection", "test")},
         "units": [row["units"] for row in run.exits_],
@@ -137,7 +109,14 @@ def keep(found: dict[str, Any], name: str, seed: int, epochs: int, into: Path) -
     stem = into / f"{name}-{epochs}-{seed}"
     right = {split: np.ascontiguousarray(rows, dtype=np.uint8) for split, rows in found.pop("right").items()}
     save_file(right, stem.with_suffix(".safetensors"))
-    figures = {"name": name, "seed": seed, "epochs": epochs, "environment": environment(), **found}
+    figures = {
+        "name": name,
+        "seed": seed,
+        "epochs": epochs,
+        "commit": commit(),
+        "environment": environment(),
+        **found,
+    }
     stem.with_suffix(".json").write_text(json.dumps(figures))
 
 

@@ -21,7 +21,7 @@ def write_record(name: str, claim: str, data: dict[str, Any]) -> Path:
     record = {
         "claim": claim,
         "command": command,
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "environment": environment(),
         **data,
@@ -30,6 +30,11 @@ def write_record(name: str, claim: str, data: dict[str, Any]) -> Path:
     path = RECORDS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def commit() -> str | None:
+    """The commit that is checked out; None where there is none."""
+    return _git("rev-parse", "HEAD")
 
 
 def _without_folders(argument: str) -> str:

@@ -4,7 +4,8 @@ Each weighs the exits' losses by who stops where. `kind` says how that is decide
 
 - `power`: not at all; weights rise as a power of the cost (0 is the plain joint objective);
 - `confidence`: the share of inputs that a fixed confidence threshold stops at each exit;
-- `snell`: the share that the Snell rule of the moment stops there, from an online backward induction;
+- `snell`: the share that the Snell rule of the moment stops there, from an online backward induction
+  (which compares an input's own loss with its bin's mean; `depth_reg` compares means);
 - `hindsight`: per input, soft-Bellman stop weights that know the label;
 - `own`: per input, the Snell rule's own choice;
 - `hinge`: per input, how much going on would gain beyond its price.
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odn_hybrid.exits import MultiExit
 from odn_hybrid.training import ExitOutputs, register_objective
 
 BINS = 32
@@ -45,12 +45,8 @@ class Relaxation(nn.Module):
         threshold: float = 0.9,
         distill: float = 0.0,
         temperature: float = 2.0,
-        decouple: bool = False,
     ) -> None:
         super().__init__()
-        self.decouple = decouple
-        if decouple:
-            scale_heads(exits)
         self.kind, self.deepest, self.halting, self.lam = kind, deepest, halting, lam
         self.power, self.threshold, self.distill, self.temperature = power, threshold, distill, temperature
         self.going: Tensor
@@ -73,11 +69,6 @@ class Relaxation(nn.Module):
         taught = losses
         if self.distill and m > 1:
             taught = (1 - self.distill) * losses + self.distill * self._from_deepest(outputs.logits)
-        if self.decouple:
-            if halting:
-                weights = weights + halting * self._taken(outputs.logits, costs).mean(1)
-            TRUNK[: m - 1] = weights[:-1].tolist()
-            return taught[:-1].mean(1).sum() + weights[-1] * taught[-1].mean()
         total = (weights * taught.mean(1)).sum()
         if halting:
             total = total + halting * self._halting(outputs, taught, losses.detach(), costs)
@@ -136,34 +127,6 @@ class Relaxation(nn.Module):
             stop[k] = loss[k] <= self.going[k][bins[k]]
             value = torch.where(stop[k], loss[k], on)
         return stop
-
-
-TRUNK: list[float] = []
-
-
-class _Scaled(torch.autograd.Function):
-    """The identity, whose gradient is scaled by what the objective has set for the exit."""
-
-    @staticmethod
-    def forward(ctx, x, exit):  # type: ignore[no-untyped-def]
-        ctx.exit = exit
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        return gradient * TRUNK[ctx.exit - 1], None
-
-
-def scale_heads(exits: int) -> None:
-    """From now on exit heads train at full weight, and pass on to the trunk what `TRUNK` says."""
-    TRUNK[:] = [1.0] * (exits - 1)
-
-    def classify(self, number, state):  # type: ignore[no-untyped-def]
-        if self.own_head(number):
-            return self.trunk.tail(state)
-        return self.heads[number - 1](_Scaled.apply(state.x, number))
-
-    MultiExit.classify = classify  # type: ignore[method-assign]
 
 
 def _hindsight(losses: Tensor, costs: Tensor, lam: float) -> Tensor:

@@ -204,33 +204,19 @@ def _engine(
             f"the model has {network.trunk.num_classes} classes, the data {data.num_classes}; build it with "
             f"num_classes={data.num_classes}, or pass its name so that this is done for you"
         )
-    train = data.splits["train"]
-    deepest, start = deepest_within(config.choice, costs), None if seed is None else seed.exit
+    deepest = deepest_within(config.choice, costs)
+    common: dict[str, Any] = {
+        "train": data.splits["train"],
+        "selection": data.splits["selection"],
+        "preprocess": preprocess,
+        "config": config,
+        "costs": costs,
+        "accelerator": accelerator,
+        "rundir": rundir,
+        "listener": listener,
+    }
     if config.regime == "frozen":
-        return Frozen(
-            network,
-            deepest=deepest,
-            train=train,
-            selection=data.splits["selection"],
-            preprocess=preprocess,
-            config=config,
-            costs=costs,
-            accelerator=accelerator,
-            fresh=fresh,
-            rundir=rundir,
-            listener=listener,
-        )
-    rules = make_rules(config, network, costs, len(train), deepest=deepest, start=start)
-    return Engine(
-        network,
-        make_objective(config, len(network)),
-        rules,
-        train=train,
-        selection=data.splits["selection"],
-        preprocess=preprocess,
-        config=config,
-        costs=costs,
-        accelerator=accelerator,
-        rundir=rundir,
-        listener=listener,
-    )
+        return Frozen(network, deepest=deepest, fresh=fresh, **common)
+    start = None if seed is None else seed.exit
+    rules = make_rules(config, network, costs, len(common["train"]), deepest=deepest, start=start)
+    return Engine(network, make_objective(config, len(network)), rules, **common)

@@ -60,7 +60,7 @@ class ExitRecord:
 
 
 class Sharing(Protocol):
-    """Several processes that share a split; `training.processes.Processes` is one."""
+    """Several processes that share a split; `training.devices.processes.Processes` is one."""
 
     rank: int
     count: int

@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import hypothesis
 import numpy as np
 import pytest
+from serving import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,14 +112,7 @@ class Odn:
 
 @pytest.fixture(scope="session")
 def _odn_server() -> Iterator[subprocess.Popen[str]]:
-    program = [sys.executable, str(ROOT / "tests" / "processes.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as server:
-        yield server
-        assert server.stdin is not None
-        server.stdin.close()
+    yield from serving("processes.py")
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_a_write_that_fails_leaves_nothing(
     def full(path: Path, *_: Any) -> None:
         raise StorageError(f"cannot write {path}: the disk is full")
 
-    monkeypatch.setattr(f"odn_hybrid.artifacts.{fails}", full)
+    monkeypatch.setattr(f"odn_hybrid.artifacts.saving.{fails}", full)
     with pytest.raises(StorageError, match="the disk is full"):
         odn.save(run.truncate(), tmp_path / "deep" / "er")
     assert list(tmp_path.iterdir()) == []

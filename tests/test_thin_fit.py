@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from comparing import results
 from torch import nn
 
 import odn_hybrid as odn
@@ -224,18 +225,6 @@ def test_networks_without_a_removable_unit_are_refused(tiny: dict[str, Any]) -> 
 
 
 # --- kept, resumed, loaded --------------------------------------------------------------------------
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """All a fit says, times and environment apart, and the bytes of every tensor file."""
-    report = json.loads((folder / "report.json").read_text())
-    report["search"].pop("seconds")
-    report.pop("environment")
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    for row in history:
-        row.pop("seconds")
-    tensors = {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
-    return {"report": report, "history": history, **tensors}
 
 
 def test_resumed_is_uninterrupted(tiny: dict[str, Any], run: Run, tmp_path: Path) -> None:

@@ -165,11 +165,12 @@ class ExpansionConfig:
     `backbone_epochs`: for so many epochs, before the warm-up, the deepest exit trains alone (the mixed regime
     of arXiv 2407.14320); all exits then train together, and with a target the search goes back from the
     whole network. None is 3 when fine-tuning and 0 otherwise. `decide`: "patience" as above; with "test",
-    paired tests on the selection split decide too, see `training.growing`. `preserve`: units that keep their
-    state's shape start as the identity, see `training.preserving`; for fresh weights only. `max_looks`,
-    `max_epochs`, `max_train_macs` and `max_minutes` bound the whole search, cooldown included (a warm-up, one
-    look and the cooldown after it there are in any case; minutes of training are foreseen by the pace so far,
-    so that a search they bound differs from one to the next).
+    paired tests on the selection split decide too (`training.procedure.growing`). `preserve`: units that keep
+    their state's shape start as the identity (`training.procedure.preserving`); for fresh weights only.
+
+    `max_looks`, `max_epochs`, `max_train_macs` and `max_minutes` bound the whole search, cooldown included. A
+    backbone phase, a warm-up, one look and the cooldown after it there are in any case; minutes of training
+    are foreseen by the pace so far, so that a search they bound differs from one to the next.
     """
 
     procedure: Literal["grow", "reload"] = "grow"

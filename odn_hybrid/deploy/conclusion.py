@@ -42,7 +42,7 @@ def conclude(
         records: outputs of exits 1..reference on selection, calibration, certification and test. The static
             depth is chosen on selection, the policy on calibration; test gives figures only.
         name: what the report calls the model.
-        seed: the other run that the search started from, see `training.seeding.Seed`.
+        seed: the other run that the search started from, see `training.procedure.seeding.Seed`.
     """
     reference = progress.current
     only = one_exit_only(config)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import serving
 
 from odn_hybrid.config import FitConfig, from_dict
 from odn_hybrid.data import load_data, make_loader
@@ -72,15 +73,7 @@ Start = Callable[..., Group]
 
 @pytest.fixture(scope="module")
 def _server() -> Iterator[subprocess.Popen[str]]:
-    program = [sys.executable, str(ROOT / "tests" / "launching.py")]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as server:
-        yield server
-        assert server.stdin is not None
-        server.stdin.close()
+    yield from serving("launching.py", OMP_NUM_THREADS="1")
 
 
 @pytest.fixture

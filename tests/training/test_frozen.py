@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from comparing import results
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -496,18 +497,6 @@ def test_a_frozen_backbone_sees_images_as_it_did_in_training(tiny: dict[str, Any
 
 
 # --- killed and resumed -----------------------------------------------------------------------------
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """All a fit says, times and environment apart, and the bytes of every tensor file."""
-    report = json.loads((folder / "report.json").read_text())
-    report["search"].pop("seconds")
-    report.pop("environment")
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    for row in history:
-        row.pop("seconds")
-    tensors = {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
-    return {"report": report, "history": history, **tensors}
 
 
 def test_interrupted_after_every_row_and_resumed(

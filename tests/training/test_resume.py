@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparing import results
 
 from odn_hybrid.errors import ConfigError, RunDirError
 from odn_hybrid.fitting import fit
@@ -21,19 +22,6 @@ Start = Callable[..., Any]
 
 class Killed(BaseException):
     """Stands for a process that ends between two lines of Python."""
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """All a fit says, times and environment apart, and the bytes of every tensor file."""
-    report = json.loads((folder / "report.json").read_text())
-    report["search"].pop("seconds")
-    report.pop("environment")
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    for row in history:
-        row.pop("seconds")
-    policy = json.loads((folder / "policy.json").read_text())
-    tensors = {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
-    return {"report": report, "history": history, "policy": policy, **tensors}
 
 
 def names(folder: Path) -> list[str]:
