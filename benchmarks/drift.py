@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from odn_hybrid.stopping import DriftMonitor, clopper_pearson, outcomes, policy_path
-from odn_hybrid.stopping.rank_bets import RankBets, bets
+from odn_hybrid.stopping.watching.rank_bets import RankBets, bets
 
 Pair = tuple[np.ndarray, np.ndarray]  # confidences and exits, (n,) each
 ALPHA, PER, STREAM = 0.05, 10_000, 10_000

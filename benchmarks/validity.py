@@ -31,7 +31,7 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from odn_hybrid.stopping import BettingTest, PairedTest
-from odn_hybrid.stopping.sequence import STEPS, SURE, _sequence, predicted_power
+from odn_hybrid.stopping.promises.sequence import STEPS, SURE, _sequence, predicted_power
 
 DROPS, DELTAS, SIZES = (0.005, 0.01, 0.02), (0.05, 0.1), (500, 2_000, 10_000)
 IMAGES = 20_000  # in a population; eps times this is a whole number

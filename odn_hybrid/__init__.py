@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from odn_hybrid.cost import count_costs as count_costs
     from odn_hybrid.deploy.halting import HaltingModel as HaltingModel
     from odn_hybrid.deploy.halting import HaltingOutput as HaltingOutput
-    from odn_hybrid.deploy.truncate import cut as cut
+    from odn_hybrid.deploy.truncation.truncate import cut as cut
     from odn_hybrid.errors import OdnError as OdnError
     from odn_hybrid.exits import MultiExit as MultiExit
     from odn_hybrid.exits import register_head as register_head
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Importing torch and timm takes seconds, so each name is loaded when it is first used.
 _HOMES = {
-    "BoundedLoss": "deploy.promise",
+    "BoundedLoss": "deploy.promising.promise",
     "Costs": "cost",
     "DepthPlan": "trunk",
     "FitConfig": "config",
@@ -46,13 +46,13 @@ _HOMES = {
     "HaltingOutput": "deploy.halting",
     "MultiExit": "exits",
     "OdnError": "errors",
-    "Promise": "deploy.promise",
+    "Promise": "deploy.promising.promise",
     "Run": "run",
     "State": "trunk",
     "Trunk": "trunk",
     "compare": "run",
     "count_costs": "cost",
-    "cut": "deploy.truncate",
+    "cut": "deploy.truncation.truncate",
     "fit": "fitting",
     "fit_seeds": "several",
     "load": "artifacts",

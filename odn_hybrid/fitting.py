@@ -24,8 +24,8 @@ from odn_hybrid.asking import (
 from odn_hybrid.config import FitConfig, to_dict
 from odn_hybrid.cost import Costs, count_costs
 from odn_hybrid.data import Data, Preprocess, load_data
-from odn_hybrid.deploy.choice import check_latency, deepest_within
 from odn_hybrid.deploy.conclusion import conclude
+from odn_hybrid.deploy.truncation.choice import check_latency, deepest_within
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import record_outputs

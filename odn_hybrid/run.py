@@ -15,12 +15,17 @@ from odn_hybrid.backbone import BackboneSpec
 from odn_hybrid.config import FitConfig, from_dict, to_dict
 from odn_hybrid.cost import Costs
 from odn_hybrid.data import Data, Preprocess, load_data
-from odn_hybrid.deploy.choice import choose_exit
-from odn_hybrid.deploy.comparison import IMAGES_PER_ROUND, compare_models, first_images
-from odn_hybrid.deploy.dynamic import DynamicResult, evaluate_policy, make_dynamic, uncertified_policy
+from odn_hybrid.deploy.comparing.comparison import IMAGES_PER_ROUND, compare_models, first_images
 from odn_hybrid.deploy.halting import NO_HALTING, HaltingModel
-from odn_hybrid.deploy.promise import Promise
-from odn_hybrid.deploy.truncate import truncate
+from odn_hybrid.deploy.promising.dynamic import (
+    DynamicResult,
+    evaluate_policy,
+    make_dynamic,
+    uncertified_policy,
+)
+from odn_hybrid.deploy.promising.promise import Promise
+from odn_hybrid.deploy.truncation.choice import choose_exit
+from odn_hybrid.deploy.truncation.truncate import truncate
 from odn_hybrid.errors import CertificateError, ConfigError, DataError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord, record_outputs, runtime_on, weights_digest

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from odn_hybrid import MultiExit, Trunk, count_costs, load, save
 from odn_hybrid.backbone import BackboneSpec, build_backbone
-from odn_hybrid.deploy.truncate import truncate
+from odn_hybrid.deploy.truncation.truncate import truncate
 from odn_hybrid.training.objectives import ExitOutputs, build_objective
 
 _TOKENS = {"img_size": 64, "depth": 4}

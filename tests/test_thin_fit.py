@@ -21,7 +21,7 @@ from torch import nn
 import odn_hybrid as odn
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import count_costs, count_macs, size_of
-from odn_hybrid.deploy.truncate import truncate
+from odn_hybrid.deploy.truncation.truncate import truncate
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.fitting import fit

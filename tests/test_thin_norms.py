@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from odn_hybrid.config import ExitConfig
-from odn_hybrid.deploy.truncate import truncate
+from odn_hybrid.deploy.truncation.truncate import truncate
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.training.steps.averaging import WeightAverage

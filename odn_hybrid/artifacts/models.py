@@ -14,8 +14,8 @@ from odn_hybrid.artifacts.parts import EXITS_FILE, GARBLED, WEIGHTS_FILE, garble
 from odn_hybrid.backbone import BackboneSpec, spec_of
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.data import Preprocess
-from odn_hybrid.deploy.cutting import CutPlan, build_cut
 from odn_hybrid.deploy.halting import HaltingModel
+from odn_hybrid.deploy.truncation.cutting import CutPlan, build_cut
 from odn_hybrid.errors import ModelError, RunDirError
 from odn_hybrid.rundir import SCHEMA
 from odn_hybrid.stopping import DriftMonitor, HaltingTable

@@ -9,11 +9,11 @@ import numpy as np
 from odn_hybrid.config import FitConfig, to_dict
 from odn_hybrid.cost import Costs, size_of
 from odn_hybrid.data import Data
-from odn_hybrid.deploy.choice import static_choice
-from odn_hybrid.deploy.curves import calibration_figures, policy_curves
-from odn_hybrid.deploy.dynamic import evaluate_policy, make_dynamic, uncertified_policy
 from odn_hybrid.deploy.halting import NO_HALTING
-from odn_hybrid.deploy.promise import Promise
+from odn_hybrid.deploy.promising.curves import calibration_figures, policy_curves
+from odn_hybrid.deploy.promising.dynamic import evaluate_policy, make_dynamic, uncertified_policy
+from odn_hybrid.deploy.promising.promise import Promise
+from odn_hybrid.deploy.truncation.choice import static_choice
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord
 from odn_hybrid.rundir import SCHEMA, environment

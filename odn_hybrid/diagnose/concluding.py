@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from odn_hybrid.diagnose.findings import Diagnosis, StepRow, UnitRow
 from odn_hybrid.diagnose.measuring import Measured
 from odn_hybrid.diagnose.wording import verdict_of
-from odn_hybrid.stopping.decay import LEAST, Decay, better_decay
-from odn_hybrid.stopping.depth_bound import (
+from odn_hybrid.stopping.limits.decay import LEAST, Decay, better_decay
+from odn_hybrid.stopping.limits.depth_bound import (
     LARGEST,
     depth_bound,
     mean_excess,
     possible_gains,
     separated_depth,
 )
-from odn_hybrid.stopping.induction import backward_induction
+from odn_hybrid.stopping.policies.induction import backward_induction
 
 __all__ = ["conclude", "price_of_choice"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from odn_hybrid.stopping.decay import Decay
+from odn_hybrid.stopping.limits.decay import Decay
 
 __all__ = ["Diagnosis", "StepRow", "UnitRow"]
 

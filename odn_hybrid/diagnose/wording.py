@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from odn_hybrid.diagnose.findings import Diagnosis
-from odn_hybrid.stopping.decay import LEAST
+from odn_hybrid.stopping.limits.decay import LEAST
 
 __all__ = ["verdict_of"]
 

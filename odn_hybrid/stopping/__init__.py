@@ -3,39 +3,44 @@
 Nothing here sees a network: every function takes logits, labels or right/wrong answers as arrays.
 """
 
-from odn_hybrid.stopping.betting import BettingTest
-from odn_hybrid.stopping.bounded import BoundedCertificate, certify_bounded, read_certificate
-from odn_hybrid.stopping.calibration import Calibration, fit_calibration, fit_temperature, softmax
-from odn_hybrid.stopping.certificate import Certificate, certify_paired, smallest_drop
-from odn_hybrid.stopping.continuous import StoppingProblem, StoppingSolution, solve_stopping
-from odn_hybrid.stopping.decay import Decay, better_decay, fit_decay
-from odn_hybrid.stopping.depth_bound import geometric_depth, power_depth, separated_depth, summable_depth
-from odn_hybrid.stopping.diffusion import DiffusionEstimate, estimate_diffusion
-from odn_hybrid.stopping.drift import DriftMonitor, DriftState
-from odn_hybrid.stopping.evaluating import curve, evaluate, held_out_path, outcomes, within_cost
-from odn_hybrid.stopping.families import FAMILIES, Member, oracle, policy_path
-from odn_hybrid.stopping.groups import GroupPromise, GroupsCertificate, certify_groups
-from odn_hybrid.stopping.induction import Induction, backward_induction, one_step_ahead
-from odn_hybrid.stopping.intervals import clopper_pearson, wilson
-from odn_hybrid.stopping.losses import BRIER_RANGE, brier_scores, top_k_correct
-from odn_hybrid.stopping.noninferiority import Choice, choose_depth, look_level
-from odn_hybrid.stopping.paired import PairedTest
-from odn_hybrid.stopping.reliability import (
+from odn_hybrid.stopping.limits.continuous import StoppingProblem, StoppingSolution, solve_stopping
+from odn_hybrid.stopping.limits.decay import Decay, better_decay, fit_decay
+from odn_hybrid.stopping.limits.depth_bound import (
+    geometric_depth,
+    power_depth,
+    separated_depth,
+    summable_depth,
+)
+from odn_hybrid.stopping.limits.diffusion import DiffusionEstimate, estimate_diffusion
+from odn_hybrid.stopping.policies.calibration import Calibration, fit_calibration, fit_temperature, softmax
+from odn_hybrid.stopping.policies.evaluating import curve, evaluate, held_out_path, outcomes, within_cost
+from odn_hybrid.stopping.policies.families import FAMILIES, Member, oracle, policy_path
+from odn_hybrid.stopping.policies.induction import Induction, backward_induction, one_step_ahead
+from odn_hybrid.stopping.policies.reliability import (
     CalibrationError,
     ReliabilityCurve,
     ece_interval,
     expected_calibration_error,
     reliability_curve,
 )
-from odn_hybrid.stopping.scores import SCORES, readiness
-from odn_hybrid.stopping.sequence import (
+from odn_hybrid.stopping.policies.scores import SCORES, readiness
+from odn_hybrid.stopping.policies.tables import NEVER, HaltingTable
+from odn_hybrid.stopping.policies.trees import TreeInduction, exit_features, tree_induction
+from odn_hybrid.stopping.promises.betting import BettingTest
+from odn_hybrid.stopping.promises.bounded import BoundedCertificate, certify_bounded, read_certificate
+from odn_hybrid.stopping.promises.certificate import Certificate, certify_paired, smallest_drop
+from odn_hybrid.stopping.promises.groups import GroupPromise, GroupsCertificate, certify_groups
+from odn_hybrid.stopping.promises.intervals import clopper_pearson, wilson
+from odn_hybrid.stopping.promises.losses import BRIER_RANGE, brier_scores, top_k_correct
+from odn_hybrid.stopping.promises.noninferiority import Choice, choose_depth, look_level
+from odn_hybrid.stopping.promises.paired import PairedTest
+from odn_hybrid.stopping.promises.sequence import (
     SequenceCertificate,
     certify_sequence,
     order_candidates,
     predicted_power,
 )
-from odn_hybrid.stopping.tables import NEVER, HaltingTable
-from odn_hybrid.stopping.trees import TreeInduction, exit_features, tree_induction
+from odn_hybrid.stopping.watching.drift import DriftMonitor, DriftState
 
 __all__ = [
     "BRIER_RANGE",

@@ -9,8 +9,8 @@ import pytest
 
 from odn_hybrid.config import ChoiceConfig
 from odn_hybrid.cost import Costs
-from odn_hybrid.deploy import choice as module
-from odn_hybrid.deploy.choice import deepest_within, static_choice
+from odn_hybrid.deploy.truncation import choice as module
+from odn_hybrid.deploy.truncation.choice import deepest_within, static_choice
 from odn_hybrid.errors import BudgetError
 from odn_hybrid.outputs import ExitRecord
 

@@ -10,8 +10,8 @@ import torch
 from odn_hybrid import HaltingModel, MultiExit, Trunk
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import count_costs
-from odn_hybrid.deploy.choice import choose_exit
-from odn_hybrid.deploy.comparison import compare_models, recommend
+from odn_hybrid.deploy.comparing.comparison import compare_models, recommend
+from odn_hybrid.deploy.truncation.choice import choose_exit
 from odn_hybrid.errors import BudgetError, ConfigError, ModelError
 from odn_hybrid.stopping import Calibration, HaltingTable
 

@@ -13,9 +13,14 @@ import torch
 
 from odn_hybrid import MultiExit, Trunk
 from odn_hybrid.config import ExitConfig
-from odn_hybrid.deploy.deciding import Decider
-from odn_hybrid.deploy.dynamic import DynamicResult, evaluate_policy, make_dynamic, uncertified_policy
-from odn_hybrid.deploy.promise import BoundedLoss, Promise, policy_digest, why_void
+from odn_hybrid.deploy.halting.deciding import Decider
+from odn_hybrid.deploy.promising.dynamic import (
+    DynamicResult,
+    evaluate_policy,
+    make_dynamic,
+    uncertified_policy,
+)
+from odn_hybrid.deploy.promising.promise import BoundedLoss, Promise, policy_digest, why_void
 from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.outputs import ExitRecord, weights_digest
 from odn_hybrid.stopping import (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from odn_hybrid import HaltingModel, MultiExit, Trunk
 from odn_hybrid.config import ExitConfig
-from odn_hybrid.deploy.promise import policy_digest
+from odn_hybrid.deploy.promising.promise import policy_digest
 from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.outputs import weights_digest
 from odn_hybrid.stopping import (

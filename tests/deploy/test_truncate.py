@@ -20,7 +20,7 @@ import odn_hybrid as odn
 from odn_hybrid import MultiExit, Trunk
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import count_costs, size_of
-from odn_hybrid.deploy.truncate import CutPlan, build_cut, truncate
+from odn_hybrid.deploy.truncation.truncate import CutPlan, build_cut, truncate
 from odn_hybrid.errors import ConfigError, InputError, ModelError
 
 ROOT = Path(__file__).resolve().parents[2]

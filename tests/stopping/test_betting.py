@@ -20,7 +20,7 @@ from odn_hybrid.stopping import (
     read_certificate,
     top_k_correct,
 )
-from odn_hybrid.stopping.betting import data_order
+from odn_hybrid.stopping.promises.betting import data_order
 
 DROP, DELTA = 0.01, 0.05
 

@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.stopping import expected_calibration_error
-from odn_hybrid.stopping.calibration import (
+from odn_hybrid.stopping.policies.calibration import (
     KINDS,
     Calibration,
     as_temperatures,

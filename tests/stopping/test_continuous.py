@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.continuous import StoppingProblem, StoppingSolution, solve_stopping
-from odn_hybrid.stopping.diffusion import estimate_diffusion
-from odn_hybrid.stopping.generator import generator_matrix
-from odn_hybrid.stopping.induction import backward_induction
-from odn_hybrid.stopping.obstacle import Obstacle, policy_iteration, projected_relaxation
+from odn_hybrid.stopping.limits.continuous import StoppingProblem, StoppingSolution, solve_stopping
+from odn_hybrid.stopping.limits.diffusion import estimate_diffusion
+from odn_hybrid.stopping.limits.generator import generator_matrix
+from odn_hybrid.stopping.limits.obstacle import Obstacle, policy_iteration, projected_relaxation
+from odn_hybrid.stopping.policies.induction import backward_induction
 
 Floats = NDArray[np.float64]
 STRIKE, RATE, VOLATILITY = 1.0, 0.05, 0.2

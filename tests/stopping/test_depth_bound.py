@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.decay import better_decay, fit_decay
-from odn_hybrid.stopping.depth_bound import (
+from odn_hybrid.stopping.limits.decay import better_decay, fit_decay
+from odn_hybrid.stopping.limits.depth_bound import (
     depth_bound,
     geometric_depth,
     head_drift,

@@ -14,7 +14,7 @@ from scipy.stats import binom
 
 from odn_hybrid.errors import ConfigError, InputError, OdnError
 from odn_hybrid.stopping import DriftMonitor
-from odn_hybrid.stopping.rank_bets import RankBets, bets, uniforms
+from odn_hybrid.stopping.watching.rank_bets import RankBets, bets, uniforms
 
 
 def _draw(rng: np.random.Generator, n: int, shift: float = 0.0, wider: float = 1.0):
@@ -163,13 +163,13 @@ def test_cutting_the_stream_into_batches_changes_nothing(seed, cuts, per):
 
 @pytest.mark.parametrize("per", [None, 100])
 def test_one_at_a_time_over_alarms_and_chunks_is_all_at_once(per, monkeypatch):
-    monkeypatch.setattr("odn_hybrid.stopping.rank_bets.RESTING", 70)
+    monkeypatch.setattr("odn_hybrid.stopping.watching.rank_bets.RESTING", 70)
     rng = np.random.default_rng(8)
     stream = _draw(rng, 600, shift=1.0)
     single = _monitor(500, per=per)
     for confidence, exit in zip(*stream, strict=True):
         single.update([confidence], [exit])
-    monkeypatch.setattr("odn_hybrid.stopping.rank_bets.CHUNK", 64)
+    monkeypatch.setattr("odn_hybrid.stopping.watching.rank_bets.CHUNK", 64)
     whole = _monitor(500, per=per)
     assert whole.update(*stream).alarms >= 1
     assert _json(whole) == _json(single)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.induction import Induction, backward_induction, one_step_ahead
+from odn_hybrid.stopping.policies.induction import Induction, backward_induction, one_step_ahead
 
 Floats = NDArray[np.float64]
 

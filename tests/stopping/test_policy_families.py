@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.calibration import Calibration, fit_calibration
-from odn_hybrid.stopping.families import FAMILIES, Member, oracle, policy_path
-from odn_hybrid.stopping.recall import answering, fit_handicaps
-from odn_hybrid.stopping.scores import SCORES, agreement, readiness, streak
-from odn_hybrid.stopping.tables import HaltingTable
+from odn_hybrid.stopping.policies.calibration import Calibration, fit_calibration
+from odn_hybrid.stopping.policies.families import FAMILIES, Member, oracle, policy_path
+from odn_hybrid.stopping.policies.recall import answering, fit_handicaps
+from odn_hybrid.stopping.policies.scores import SCORES, agreement, readiness, streak
+from odn_hybrid.stopping.policies.tables import HaltingTable
 
 Floats = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def test_fifty_thousand_inputs_and_fifty_exits_in_seconds() -> None:
     random = np.random.default_rng(0)
     scores = np.sort(random.random((50_000, 50)), axis=1)
     losses = (random.random((50_000, 50)) > scores).astype(float)
-    from odn_hybrid.stopping.induction import backward_induction
+    from odn_hybrid.stopping.policies.induction import backward_induction
 
     start = time.process_time()
     backward_induction(losses, scores, np.arange(50), price=0.005)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.intervals import wilson
-from odn_hybrid.stopping.reliability import (
+from odn_hybrid.stopping.policies.reliability import (
     BINNINGS,
     ece_interval,
     expected_calibration_error,
     reliability_curve,
 )
+from odn_hybrid.stopping.promises.intervals import wilson
 
 Floats = NDArray[np.float64]
 

@@ -19,9 +19,9 @@ from odn_hybrid.stopping import (
     backward_induction,
     exit_features,
     tree_induction,
-    trees,
 )
-from odn_hybrid.stopping.trees import FEATURES
+from odn_hybrid.stopping.policies import trees
+from odn_hybrid.stopping.policies.trees import FEATURES
 
 Floats = NDArray[np.float64]
 COSTS = np.arange(6.0)

@@ -34,9 +34,9 @@ def test_the_smallest_tolerance_is_near_the_bound_of_every_valid_test(n, look):
 
 
 def test_the_target_rule_is_a_point_estimate_with_a_hoeffding_bound():
-    """What `static_choice` of deploy/choice.py does with a target, against the binomial law."""
+    """What `static_choice` of deploy/truncation/choice.py does with a target, against the binomial law."""
     from odn_hybrid.config import ChoiceConfig
-    from odn_hybrid.deploy.choice import static_choice
+    from odn_hybrid.deploy.truncation.choice import static_choice
     from odn_hybrid.outputs import ExitRecord
 
     n, target, slack, trials = 400, 0.9, 0.05, 200

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from odn_hybrid import MultiExit, Trunk
 from odn_hybrid.backbone import BackboneSpec
 from odn_hybrid.config import ExitConfig
-from odn_hybrid.deploy.truncate import truncate
+from odn_hybrid.deploy.truncation.truncate import truncate
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.trunk import prefix, thin, thinnings
 

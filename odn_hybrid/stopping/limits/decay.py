@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 
 from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.stopping.checks import check_probability
-from odn_hybrid.stopping.depth_bound import LARGEST, geometric_depth, power_depth
+from odn_hybrid.stopping.limits.depth_bound import LARGEST, geometric_depth, power_depth
 
 __all__ = ["KINDS", "LEAST", "Decay", "better_decay", "fit_decay"]
 

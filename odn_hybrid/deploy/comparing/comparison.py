@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from odn_hybrid.cost import Timing, measure
 from odn_hybrid.data import Split, make_loader
 from odn_hybrid.deploy.halting import HaltingModel
-from odn_hybrid.deploy.truncate import truncate
+from odn_hybrid.deploy.truncation.truncate import truncate
 from odn_hybrid.errors import ConfigError
 from odn_hybrid.exits import MultiExit
 

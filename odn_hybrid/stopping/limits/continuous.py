@@ -24,8 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.generator import EDGES, Level, check_hold
-from odn_hybrid.stopping.obstacle import (
+from odn_hybrid.stopping.limits.generator import EDGES, Level, check_hold
+from odn_hybrid.stopping.limits.obstacle import (
     Obstacle,
     ObstacleSolution,
     boundary_points,

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.stopping.checks import check_probability, is_whole
-from odn_hybrid.stopping.rank_bets import Hit, RankBets, uniforms
+from odn_hybrid.stopping.watching.rank_bets import Hit, RankBets, uniforms
 
 __all__ = ["UNSEEN", "DriftMonitor", "DriftState"]
 

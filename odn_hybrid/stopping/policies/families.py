@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.calibration import Calibration, fit_calibration
 from odn_hybrid.stopping.checks import as_labels, as_logits
-from odn_hybrid.stopping.induction import Induction, backward_induction, halfway, one_step_ahead
-from odn_hybrid.stopping.recall import fit_handicaps
-from odn_hybrid.stopping.scores import readiness
-from odn_hybrid.stopping.tables import NEVER, HaltingTable
+from odn_hybrid.stopping.policies.calibration import Calibration, fit_calibration
+from odn_hybrid.stopping.policies.induction import Induction, backward_induction, halfway, one_step_ahead
+from odn_hybrid.stopping.policies.recall import fit_handicaps
+from odn_hybrid.stopping.policies.scores import readiness
+from odn_hybrid.stopping.policies.tables import NEVER, HaltingTable
 
 __all__ = ["FAMILIES", "FITTED", "Member", "oracle", "policy_path", "relative_costs"]
 

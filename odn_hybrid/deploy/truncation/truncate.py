@@ -1,7 +1,7 @@
 """Static truncation: the backbone with fewer units, as a plain module with its own keys.
 
 The units that a depth plan leaves out are gone and, for a prefix, the exit's head stands where the classifier
-stood. Of the forms a cut model can have (`deploy/cutting.py`) the first that gives the right logits is taken.
+stood. Of the forms a cut model can have (`cutting.py`) the first that gives the right logits is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from odn_hybrid.backbone import BackboneSpec, evaluating, spec_of
 from odn_hybrid.config import ExitConfig
-from odn_hybrid.deploy.cutting import CutPlan, apply_plan, build_cut
+from odn_hybrid.deploy.truncation.cutting import CutPlan, apply_plan, build_cut
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.exits import MultiExit, unused_modules
 from odn_hybrid.trunk import DepthPlan, Trunk

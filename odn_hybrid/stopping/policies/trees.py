@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.calibration import Calibration
 from odn_hybrid.stopping.checks import as_logits, is_whole
-from odn_hybrid.stopping.scores import agreement, readiness, streak
+from odn_hybrid.stopping.policies.calibration import Calibration
+from odn_hybrid.stopping.policies.scores import agreement, readiness, streak
 
 __all__ = ["FEATURES", "TreeInduction", "exit_features", "tree_induction"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.continuous import StoppingProblem
+from odn_hybrid.stopping.limits.continuous import StoppingProblem
 
 __all__ = ["DiffusionEstimate", "estimate_diffusion"]
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from odn_hybrid.deploy.deciding import Decider
-from odn_hybrid.deploy.promise import why_void
+from odn_hybrid.deploy.halting.deciding import Decider
+from odn_hybrid.deploy.promising.promise import why_void
 from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import runtime_on, weights_digest

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 
 from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.stopping.checks import as_correct, as_labels, as_logits, check_probability, is_whole
-from odn_hybrid.stopping.intervals import wilson
+from odn_hybrid.stopping.promises.intervals import wilson
 
 __all__ = [
     "BINNINGS",

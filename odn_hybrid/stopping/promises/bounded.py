@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import CertificateError, ConfigError, InputError
-from odn_hybrid.stopping.betting import BettingTest, data_order
-from odn_hybrid.stopping.certificate import Certificate, certify_paired, in_confidence
 from odn_hybrid.stopping.checks import check_probability, is_whole
+from odn_hybrid.stopping.promises.betting import BettingTest, data_order
+from odn_hybrid.stopping.promises.certificate import Certificate, certify_paired, in_confidence
 
 __all__ = ["BoundedCertificate", "certify", "certify_bounded", "read_certificate"]
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError
-from odn_hybrid.stopping.calibration import Calibration
 from odn_hybrid.stopping.checks import as_logits
+from odn_hybrid.stopping.policies.calibration import Calibration
 
 __all__ = ["SCORES", "agreement", "readiness", "streak"]
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.calibration import Calibration
 from odn_hybrid.stopping.checks import as_logits
-from odn_hybrid.stopping.recall import answering
-from odn_hybrid.stopping.scores import SCORES, agreement, readiness
+from odn_hybrid.stopping.policies.calibration import Calibration
+from odn_hybrid.stopping.policies.recall import answering
+from odn_hybrid.stopping.policies.scores import SCORES, agreement, readiness
 
 __all__ = ["NEVER", "HaltingTable", "Rows"]
 

@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from odn_hybrid.errors import CertificateError, InputError, OdnError
 from odn_hybrid.stopping.checks import as_correct, check_counts, check_fraction, check_probability
-from odn_hybrid.stopping.paired import PairedTest
+from odn_hybrid.stopping.promises.paired import PairedTest
 
 __all__ = ["ACCURACY", "METHOD", "Certificate", "certify_paired", "smallest_drop"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from odn_hybrid.deploy.promise import (
+from odn_hybrid.deploy.promising.promise import (
     BoundedLoss,
     Promise,
     losses_digest,

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from odn_hybrid.errors import CertificateError, InputError
-from odn_hybrid.stopping.betting import BettingTest
-from odn_hybrid.stopping.bounded import BoundedCertificate, certify, read_certificate
-from odn_hybrid.stopping.certificate import Certificate, in_confidence, in_points, smallest_drop
 from odn_hybrid.stopping.checks import check_probability
-from odn_hybrid.stopping.paired import PairedTest
+from odn_hybrid.stopping.promises.betting import BettingTest
+from odn_hybrid.stopping.promises.bounded import BoundedCertificate, certify, read_certificate
+from odn_hybrid.stopping.promises.certificate import Certificate, in_confidence, in_points, smallest_drop
+from odn_hybrid.stopping.promises.paired import PairedTest
 
 __all__ = ["GroupPromise", "GroupsCertificate", "certify_groups"]
 

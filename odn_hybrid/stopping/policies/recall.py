@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from odn_hybrid.stopping.induction import crossing
+from odn_hybrid.stopping.policies.induction import crossing
 
 __all__ = ["NO_RECALL", "answering", "fit_handicaps"]
 

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
 from odn_hybrid.errors import CertificateError, ConfigError, InputError
-from odn_hybrid.stopping.bounded import BoundedCertificate, certify, differences, read_certificate
-from odn_hybrid.stopping.certificate import Certificate
 from odn_hybrid.stopping.checks import as_correct, check_fraction, check_probability, is_whole
+from odn_hybrid.stopping.promises.bounded import BoundedCertificate, certify, differences, read_certificate
+from odn_hybrid.stopping.promises.certificate import Certificate
 
 __all__ = ["SequenceCertificate", "certify_sequence", "order_candidates"]
 

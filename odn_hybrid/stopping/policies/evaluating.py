@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.calibration import Calibration, fit_calibration
 from odn_hybrid.stopping.checks import as_labels, as_logits
-from odn_hybrid.stopping.families import FITTED, Member, policy_path, relative_costs
-from odn_hybrid.stopping.intervals import wilson
-from odn_hybrid.stopping.scores import agreement, readiness
+from odn_hybrid.stopping.policies.calibration import Calibration, fit_calibration
+from odn_hybrid.stopping.policies.families import FITTED, Member, policy_path, relative_costs
+from odn_hybrid.stopping.policies.scores import agreement, readiness
+from odn_hybrid.stopping.promises.intervals import wilson
 
 __all__ = ["curve", "evaluate", "held_out_path", "outcomes", "within_cost"]
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odn_hybrid.errors import ConfigError, InputError
-from odn_hybrid.stopping.certificate import in_points, smallest_drop
 from odn_hybrid.stopping.checks import as_correct, check_fraction, check_probability, is_whole
-from odn_hybrid.stopping.paired import PairedTest
+from odn_hybrid.stopping.promises.certificate import in_points, smallest_drop
+from odn_hybrid.stopping.promises.paired import PairedTest
 
 __all__ = ["Choice", "choose_depth", "look_level"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrc, betainc, gammaln, xlog1py, xlogy
 
-from odn_hybrid.stopping.intervals import clopper_pearson
+from odn_hybrid.stopping.promises.intervals import clopper_pearson
 
 __all__ = ["PairedTest"]
 

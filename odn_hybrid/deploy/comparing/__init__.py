@@ -1,0 +1,1 @@
+"""Full, static and dynamic models side by side on this device."""

@@ -1,0 +1,1 @@
+"""Halting policies chosen from recorded outputs, and what is promised of them."""

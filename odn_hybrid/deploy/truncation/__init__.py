@@ -1,0 +1,1 @@
+"""Static models: which exit, and the backbone cut down to it as a plain module."""

@@ -1,0 +1,1 @@
+"""Halting policies: scores and calibration, tables, families fitted by backward induction, evaluation."""

@@ -1,0 +1,1 @@
+"""Finite-sample statements: exact and sequential tests, certificates, non-inferiority."""

@@ -1,0 +1,1 @@
+"""Whether answers still look like those a certificate was earned on."""
