@@ -7,7 +7,7 @@ tested at the level delta * 6 / (pi t)^2, so that all attempts together keep the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,23 +235,14 @@ def _names(promise: Promise, classes: int, member: Member) -> list[str]:
     if promise.by == "class":
         return [f"class {c}" for c in range(classes)]
     found = []
-    for exit, row in enumerate(member.table.rows[:-1], start=1):
-        low, high = (1.0, float(exit)) if member.table.score == "streak" else (-1.0, 1.0)
-        said = {decision for rule in row for decision in _attainable(*rule, low, high)}
+    table = member.table
+    for exit in range(1, len(table)):
+        said = table.decisions(exit, False) | table.decisions(exit, True)
         if True in said:
             found.append(f"exit {exit}")
         if False not in said:
             return found  # all that come here stop here
-    return [*found, f"exit {len(member.table)}"]
-
-
-def _attainable(
-    edges: tuple[float, ...], decisions: tuple[bool, ...], low: float, high: float
-) -> Iterator[bool]:
-    """Decisions of a rule at scores from `low` to `high`."""
-    for start, end, decision in zip((-np.inf, *edges), (*edges, np.inf), decisions, strict=True):
-        if start <= high and end > low:
-            yield decision
+    return [*found, f"exit {len(table)}"]
 
 
 def uncertified_policy(

@@ -116,6 +116,37 @@ class HaltingTable:
             raise InputError(f"logits have shape {table.shape}; the table is for {len(self)} exits")
         return table
 
+    def decisions(self, exit: int, same: bool) -> frozenset[bool]:
+        """What an input may be told at exit 1..K, given whether its answer is the previous exit's."""
+        if exit == len(self):
+            return frozenset({True})
+        low, high = (1.0, float(exit)) if self.score == "streak" else (-1.0, 1.0)
+        edges, said = self.rows[exit - 1][same]
+        intervals = zip((-np.inf, *edges), (*edges, np.inf), said, strict=True)
+        return frozenset(decision for start, end, decision in intervals if start <= high and end > low)
+
+    @property
+    def needed(self) -> tuple[int, ...]:
+        """The exits whose answers matter, ascending: at the others, no input stops and nothing is remembered.
+
+        With recall, or a score that counts exits in a row that agree, every answer matters. Where a rule asks
+        whether the exit before gave the same answer, that one matters too.
+        """
+        if self.recall is not None or self.score == "streak":
+            return tuple(range(1, len(self) + 1))
+        found: set[int] = set()
+        for exit in range(1, len(self) + 1):
+            groups = [self.decisions(exit, same) for same in ((False, True) if exit > 1 else (False,))]
+            if any(True in said for said in groups):
+                found.add(exit)
+                if exit > 1 and exit < len(self) and self._asks(exit):
+                    found.add(exit - 1)
+        return tuple(sorted(found))
+
+    def _asks(self, exit: int) -> bool:
+        """Whether the rule for agreeing answers is another one; rules that say the same are written alike."""
+        return self.rows[exit - 1][0] != self.rows[exit - 1][1]
+
     def replaced(self, **changes: Any) -> HaltingTable:
         """A copy with other fields."""
         return replace(self, **changes)
