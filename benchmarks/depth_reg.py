@@ -39,6 +39,7 @@ def relaxed(kind: str, **args: Any) -> dict[str, Any]:
     return {"objective.name": "relaxation", "objective.args": {"kind": kind, **args}}
 
 
+HEADS = {"exits.head": "decoupled"}
 #: Name -> changes to the recipe. Joint and the candidates get equally many.
 TRIALS: dict[str, dict[str, Any]] = {
     # the joint objective: its weights, then its schedule
@@ -47,13 +48,22 @@ TRIALS: dict[str, dict[str, Any]] = {
     "joint_cost": relaxed("power", power=1.0, deepest=0.0),
     "joint_cost_deepest": relaxed("power", power=1.0, deepest=0.3),
     "joint_cost2": relaxed("power", power=2.0, deepest=0.0),
+    "joint_deepest_half": relaxed("power", deepest=0.55),
     "joint_deepest_most": relaxed("power", deepest=0.7),
+    "joint_deepest_nearly": relaxed("power", deepest=0.85),
+    "joint_most_cost": relaxed("power", power=1.0, deepest=0.6),
+    "joint_most_fast": {**relaxed("power", deepest=0.7), "optim.lr": 0.2},
+    "joint_most_slow": {**relaxed("power", deepest=0.7), "optim.lr": 0.05},
+    "joint_most_heads": {**relaxed("power", deepest=0.7, decoupled=True), **HEADS},
     "joint_cost2_fast": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.2},
     "joint_cost2_slow": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.05},
     # population weights
     "gates": {"objective.name": "gates"},
     "snell": relaxed("snell"),
+    "snell_mid": relaxed("snell", halting=0.45),
     "snell_more": relaxed("snell", halting=0.6),
+    "snell_heads": {**relaxed("snell", decoupled=True), **HEADS},
+    "snell_more_heads": {**relaxed("snell", halting=0.6, decoupled=True), **HEADS},
     "snell_cheap": relaxed("snell", lam=0.03, halting=0.6),
     "snell_dear": relaxed("snell", lam=0.3, halting=0.6),
     "snell_cost": relaxed("snell", halting=0.5, deepest=0.2, power=1.0),

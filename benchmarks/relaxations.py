@@ -11,17 +11,21 @@ Each weighs the exits' losses by who stops where. `kind` says how that is decide
 - `hinge`: per input, how much going on would gain beyond its price.
 
 All have a joint part, a part for the deepest exit and a part for the halting weights, and may add
-self-distillation from the deepest exit.
+self-distillation from the deepest exit. `decoupled`: the weights are for the trunk's gradient only, and every
+head learns from its own loss in full.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odn_hybrid.exits import register_head
+from odn_hybrid.exits.heads import LinearHead
 from odn_hybrid.training import ExitOutputs, register_objective
 
 BINS = 32
@@ -45,8 +49,10 @@ class Relaxation(nn.Module):
         threshold: float = 0.9,
         distill: float = 0.0,
         temperature: float = 2.0,
+        decoupled: bool = False,
     ) -> None:
         super().__init__()
+        self.decoupled = decoupled
         self.kind, self.deepest, self.halting, self.lam = kind, deepest, halting, lam
         self.power, self.threshold, self.distill, self.temperature = power, threshold, distill, temperature
         self.going: Tensor
@@ -69,6 +75,11 @@ class Relaxation(nn.Module):
         taught = losses
         if self.distill and m > 1:
             taught = (1 - self.distill) * losses + self.distill * self._from_deepest(outputs.logits)
+        if self.decoupled:
+            if halting:
+                weights = weights + halting * self._taken(outputs.logits, costs).mean(1)
+            Scaled.weights = weights[:-1].tolist()
+            return taught[:-1].mean(1).sum() + weights[-1] * taught[-1].mean()
         total = (weights * taught.mean(1)).sum()
         if halting:
             total = total + halting * self._halting(outputs, taught, losses.detach(), costs)
@@ -127,6 +138,33 @@ class Relaxation(nn.Module):
             stop[k] = loss[k] <= self.going[k][bins[k]]
             value = torch.where(stop[k], loss[k], on)
         return stop
+
+
+class Scaled(torch.autograd.Function):
+    """Its input as it is; the gradient of exit k's features times that exit's weight (of the step before)."""
+
+    weights: ClassVar[list[float]] = []
+    heads: ClassVar[dict[int, int]] = {}
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, number: int) -> Tensor:
+        ctx.number = number
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        known = Scaled.weights
+        return grad * (known[ctx.number] if ctx.number < len(known) else 1.0), None
+
+
+@register_head("decoupled")
+class DecoupledHead(LinearHead):
+    """The linear head; what it sends back to the trunk is scaled. Heads are numbered as they first speak."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = Scaled.apply(x, Scaled.heads.setdefault(id(self), len(Scaled.heads)))
+        return super().forward(x)
 
 
 def _hindsight(losses: Tensor, costs: Tensor, lam: float) -> Tensor:
