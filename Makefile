@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 DEMO := runs/demo
+# A machine with a GPU mostly has its own torch, which set-up would replace.
+GPU_PYTHON ?= $(BIN)/python
+GPU_DATA ?= data
 
 # One test process per core, at most 4, with one thread each; a file stays in one process so that what its
 # tests share is made once. PYTEST_ARGS="-x -n0 tests/test_house.py" replaces all of it.
@@ -12,7 +15,7 @@ PYTEST_ARGS ?= -n logical --maxprocesses=4 --dist=loadfile
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long theory formal sweep validity lint format lock clean
+.PHONY: help setup demo gpu test test-long theory formal sweep validity lint format lock clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -54,6 +57,9 @@ sweep: setup  ## split all of timm, check the smallest model of every family (ab
 
 validity: setup  ## false certificates by simulation, end to end, all settings (about 5 minutes on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validity.py
+
+gpu:  ## every row that needs a GPU, in at most 20 minutes: make gpu GPU_DATA=FOLDER [GPU_PYTHON=python]
+	$(GPU_PYTHON) benchmarks/gpu.py --data $(GPU_DATA)
 
 lint: setup  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .

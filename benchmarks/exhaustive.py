@@ -18,70 +18,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from alone import train_alone
 from record import commit, write_record
 from safetensors.numpy import load_file, save_file
 from schedules import short_schedule
 
 import odn_hybrid as odn
-from odn_hybrid.asking import make_backbone, make_preprocess
 from odn_hybrid.config import load_recipe, replace_fields, to_dict
 from odn_hybrid.data import load_data
 from odn_hybrid.outputs import record_outputs
 from odn_hybrid.rundir import environment
 from odn_hybrid.stopping import choose_depth, wilson
-from odn_hybrid.training import build_objective
-from odn_hybrid.training.devices.device import accelerator_on
-from odn_hybrid.training.engine import Engine, own_randomness, train_macs_per_image
-from odn_hybrid.training.procedure.expansion import Expansion
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "cifar10_small.yaml"
 
 
-def train_alone(depth: int, data: str, seed: int, epochs: int) -> dict[str, Any]:
-    """Train one depth by itself: the network's first `depth` units and that exit's head, nothing else."""
+def alone(depth: int, data: str, seed: int, epochs: int) -> dict[str, Any]:
+    """One depth by itself, and what it gets right."""
     config = replace_fields(
         load_recipe(RECIPE), {**short_schedule(epochs), "seed": seed, "objective.name": "cross_entropy"}
     )
     loaded = load_data(data, seed=seed)
-    with own_randomness(seed):
-        backbone, *_ = make_backbone(config, None, loaded)
-        preprocess = make_preprocess(config, backbone, loaded)
-        network = odn.MultiExit(odn.Trunk(backbone, image_size=preprocess.size), config.exits)
-        exit, costs = network.exit_of(depth), odn.count_costs(network)
-        train = loaded.splits["train"]
-        rules = Expansion(
-            config.expansion,
-            config.choice,
-            exits=exit,  # there is no deeper one
-            steps_per_epoch=len(train) // config.optim.batch_size,
-            epoch_macs=[train_macs_per_image(costs, m, alone=True) * len(train) for m in range(1, exit + 1)],
-            plain=True,
-        )
-        engine = Engine(
-            network,
-            build_objective("cross_entropy", exit),
-            rules,
-            train=train,
-            selection=loaded.splits["selection"],
-            preprocess=preprocess,
-            config=config,
-            costs=costs,
-            accelerator=accelerator_on("cpu"),
-            listener=say,
-        )
-        engine.run()
-        records = {
-            name: record_outputs(network, loaded.splits[name], preprocess, upto=exit)
-            for name in ("selection", "test")
-        }
-    images = sum(row["images"] for row in engine.history)
+    found = train_alone(config, loaded, depth, listener=say)
+    records = {
+        name: record_outputs(found.network, loaded.splits[name], found.preprocess, upto=found.exit)
+        for name in ("selection", "test")
+    }
+    images = sum(row["images"] for row in found.history)
+    macs = 3.0 * found.costs.static(found.exit) * images
     return {
         "right": {name: record.correct[:, -1] for name, record in records.items()},
         "units": depth,
-        "search": {"train_macs": 3.0 * costs.static(exit) * images, "epochs": len(engine.history)},
+        "search": {"train_macs": macs, "epochs": len(found.history)},
         "recipe": to_dict(config),
-        "history": engine.history,
+        "history": found.history,
     }
 
 
@@ -132,11 +103,11 @@ def compare(into: Path, seed: int, epochs: int, tolerance: float, delta: float) 
 
     joint, together = read("joint")
     depths = joint["units"]
-    alone = [read(f"alone{depth}") for depth in depths]
-    selection = np.stack([right["selection"] for _, right in alone], axis=1).astype(bool)
+    by_itself = [read(f"alone{depth}") for depth in depths]
+    selection = np.stack([right["selection"] for _, right in by_itself], axis=1).astype(bool)
     everything = np.ones(len(depths), dtype=bool)
     best = choose_depth(selection, len(depths), everything, tolerance, delta)
-    macs = sum(figures["search"]["train_macs"] for figures, _ in alone)
+    macs = sum(figures["search"]["train_macs"] for figures, _ in by_itself)
     rows = [
         {
             "units": depth,
@@ -144,7 +115,7 @@ def compare(into: Path, seed: int, epochs: int, tolerance: float, delta: float) 
             "joint": accuracy(together["test"][:, k]),
             "joint_less_alone": paired(together["test"][:, k], right["test"]),
         }
-        for k, (depth, (_, right)) in enumerate(zip(depths, alone, strict=True))
+        for k, (depth, (_, right)) in enumerate(zip(depths, by_itself, strict=True))
     ]
     return {
         "seed": seed,
@@ -156,7 +127,7 @@ def compare(into: Path, seed: int, epochs: int, tolerance: float, delta: float) 
         },
         "macs_ratio": joint["search"]["train_macs"] / macs,
         "exits": rows,
-        "runs": [joint, *(figures for figures, _ in alone)],
+        "runs": [joint, *(figures for figures, _ in by_itself)],
     }
 
 
@@ -193,7 +164,7 @@ def main() -> None:
         if args.part == "joint":
             keep(train_joint(args.data, seed, args.epochs), "joint", seed, args.epochs, args.into)
         else:
-            found = train_alone(args.depth, args.data, seed, args.epochs)
+            found = alone(args.depth, args.data, seed, args.epochs)
             keep(found, f"alone{args.depth}", seed, args.epochs, args.into)
 
 

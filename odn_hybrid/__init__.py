@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from odn_hybrid.run import Run as Run
     from odn_hybrid.run import compare as compare
     from odn_hybrid.several import fit_seeds as fit_seeds
+    from odn_hybrid.sharing import export as export
+    from odn_hybrid.sharing import from_pretrained as from_pretrained
+    from odn_hybrid.sharing import push_to_hub as push_to_hub
+    from odn_hybrid.sharing import save_pretrained as save_pretrained
     from odn_hybrid.training.objectives import register_objective as register_objective
     from odn_hybrid.trunk import DepthPlan as DepthPlan
     from odn_hybrid.trunk import State as State
@@ -53,14 +57,18 @@ _HOMES = {
     "compare": "run",
     "count_costs": "cost",
     "cut": "deploy.truncation.truncate",
+    "export": "sharing",
     "fit": "fitting",
     "fit_seeds": "several",
+    "from_pretrained": "sharing",
     "load": "artifacts",
     "load_recipe": "config",
     "prefix": "trunk",
+    "push_to_hub": "sharing",
     "register_head": "exits",
     "register_objective": "training.objectives",
     "save": "artifacts",
+    "save_pretrained": "sharing",
     "thin": "trunk",
 }
 

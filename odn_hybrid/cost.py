@@ -70,6 +70,15 @@ class Costs:
             total += head + sum(self.units[unit] for unit in plan if unit >= fork)
         return total
 
+    def passing(self, exits: Sequence[int]) -> tuple[int, ...]:
+        """MACs of inputs that halt at each of `exits` (ascending) where only their heads are looked at."""
+        heads = 0
+        found = []
+        for exit in exits:
+            heads += self.heads[exit - 1]
+            found.append(self.prefix(exit) + heads)
+        return tuple(found)
+
     @property
     def cumulative(self) -> tuple[int, ...]:
         """Dynamic MACs of exits 1..K: the cost that halting policies and objectives see."""

@@ -5,6 +5,7 @@ __all__ = [
     "CertificateError",
     "ConfigError",
     "DataError",
+    "ExportError",
     "InputError",
     "ModelError",
     "OdnError",
@@ -45,6 +46,10 @@ class InputError(OdnError):
 
 class RunDirError(OdnError):
     """A run directory or saved model that is missing, damaged, occupied or of an unknown version."""
+
+
+class ExportError(OdnError):
+    """An export that cannot be made, or one that is missing, damaged or of an unknown version."""
 
 
 class StorageError(OdnError):

@@ -27,8 +27,9 @@ from odn_hybrid.data import Data, Preprocess, load_data
 from odn_hybrid.deploy.conclusion import conclude
 from odn_hybrid.deploy.truncation.choice import check_latency, deepest_within
 from odn_hybrid.errors import ConfigError, ModelError
+from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
-from odn_hybrid.outputs import record_outputs
+from odn_hybrid.outputs import record_outputs, served
 from odn_hybrid.run import Run, RunParts
 from odn_hybrid.rundir import RunDir
 from odn_hybrid.training.boards import BoardWriter
@@ -135,21 +136,24 @@ def fit(
         if resume:
             engine.resume()
         progress = engine.run()
+        execution = Execution(fold=config.dynamic.fold)
+        network.eval()
+        runs = served(network, execution)
         records = {
             name: record_outputs(
-                network,
+                runs,
                 loaded.splits[name],
                 preprocess,
                 upto=progress.current,
                 workers=config.data.workers,
                 sharing=processes,
+                execution=execution,
             )
             for name in ("selection", "calibration", "certification", "test")
         }
-    network.eval()
     found = None if seed is None else seed.to_dict()
     report, policy = processes.decide(
-        lambda: conclude(network, config, loaded, costs, progress, records, name=spec.name, seed=found)
+        lambda: conclude(runs, config, loaded, costs, progress, records, name=spec.name, seed=found)
     )
     parts = RunParts(
         network=network,

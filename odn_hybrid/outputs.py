@@ -7,6 +7,7 @@ over a split once.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from odn_hybrid.backbone import evaluating
 from odn_hybrid.data import Preprocess, Split, make_loader
+from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
 
-__all__ = ["ExitRecord", "record_outputs", "runtime_on", "weights_digest"]
+__all__ = ["ExitRecord", "record_outputs", "runtime_on", "served", "weights_digest"]
 
 EVALUATION_BATCH = 256
 
@@ -56,7 +58,11 @@ class ExitRecord:
 
     def upto(self, exit: int) -> ExitRecord:
         """The record of exits 1..exit only."""
-        return ExitRecord(self.logits[:, :exit], self.labels, self.digest, self.runtime, self.model)
+        return replace(self, logits=self.logits[:, :exit])
+
+    def of(self, exits: Sequence[int]) -> ExitRecord:
+        """The record of these exits only, numbered from 1."""
+        return replace(self, logits=self.logits[:, [exit - 1 for exit in exits]])
 
 
 class Sharing(Protocol):
@@ -78,13 +84,17 @@ def record_outputs(
     upto: int | None = None,
     workers: int = 0,
     sharing: Sharing | None = None,
+    execution: Execution | None = None,
 ) -> ExitRecord:
-    """Run exits 1..`upto` (default: all) over a split in evaluation mode and fp32.
+    """Run exits 1..`upto` (default: all) over a split in evaluation mode.
+
+    `execution` (default: eager, fp32) is how: `network` is as `served` gives it for that.
 
     With `sharing` each process runs some of the batches, and all get the whole record: batches are those of
     one process, so that nothing is padded, doubled or left out.
     """
     device = next(network.parameters()).device
+    execution = execution or Execution()
     maps = network.trunk.layout(1).kind == "NCHW"
     rank, count = (0, 1) if sharing is None else (sharing.rank, sharing.count)
     exits = len(network) if upto is None else upto
@@ -92,7 +102,7 @@ def record_outputs(
     starts = _starts(len(split), count)
     mine = replace(split, indices=split.indices[starts[rank] : starts[rank + 1]])
     done = starts[rank]
-    with evaluating(network):
+    with evaluating(network), execution.casting(device):
         for images, _, _ in make_loader(mine, preprocess, batch_size=EVALUATION_BATCH, workers=workers):
             if maps:
                 images = images.contiguous(memory_format=torch.channels_last)
@@ -105,9 +115,16 @@ def record_outputs(
         logits,
         split.labels.astype(np.int64),
         split.digest,
-        runtime_on(device),
+        execution.name(device),
         weights_digest(network),
     )
+
+
+def served(network: MultiExit, execution: Execution) -> MultiExit:
+    """The network as `execution` runs it: itself, or a copy with batch normalisation folded."""
+    if not execution.fold or network.folds:
+        return network
+    return network.copy().eval().fold()
 
 
 def _starts(size: int, count: int) -> list[int]:
@@ -135,13 +152,4 @@ def weights_digest(network: MultiExit) -> str:
 
 def runtime_on(device: torch.device) -> str:
     """What computes in evaluation on `device`: a certificate speaks of one such runtime and precision."""
-    return f"eager fp32 {device.type}{' tf32' if device.type == 'cuda' and _tf32() else ''}"
-
-
-def _tf32() -> bool:
-    """Whether convolutions or matrix products in fp32 are rounded to TF32."""
-    try:
-        return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
-    except RuntimeError:  # set through the newer switches, which the older can't read
-        places = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None))
-        return any(getattr(place, "fp32_precision", None) == "tf32" for place in places)
+    return Execution().name(device)

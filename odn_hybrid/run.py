@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from odn_hybrid.backbone import BackboneSpec
-from odn_hybrid.config import FitConfig, from_dict, to_dict
+from odn_hybrid.config import FitConfig, from_dict
 from odn_hybrid.cost import Costs
-from odn_hybrid.data import Data, Preprocess, load_data
-from odn_hybrid.deploy.comparing.comparison import IMAGES_PER_ROUND, compare_models, first_images
+from odn_hybrid.data import Data, Preprocess, Split, load_data
+from odn_hybrid.deploy.asked import Asked
+from odn_hybrid.deploy.comparing.comparison import Wish
+from odn_hybrid.deploy.comparing.subject import Subject, compare_run
 from odn_hybrid.deploy.halting import NO_HALTING, HaltingModel
 from odn_hybrid.deploy.promising.dynamic import (
     DynamicResult,
@@ -23,14 +26,14 @@ from odn_hybrid.deploy.promising.dynamic import (
     make_dynamic,
     uncertified_policy,
 )
-from odn_hybrid.deploy.promising.promise import Promise
+from odn_hybrid.deploy.promising.promise import Promise, promise_of
 from odn_hybrid.deploy.truncation.choice import choose_exit
-from odn_hybrid.deploy.truncation.truncate import truncate
+from odn_hybrid.deploy.truncation.truncate import compiled, truncate
 from odn_hybrid.errors import CertificateError, ConfigError, DataError
+from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
-from odn_hybrid.outputs import ExitRecord, record_outputs, runtime_on, weights_digest
+from odn_hybrid.outputs import ExitRecord, record_outputs, served, weights_digest
 from odn_hybrid.rundir import RunDir
-from odn_hybrid.stopping import Member
 
 __all__ = ["Run", "RunParts", "compare"]
 
@@ -66,6 +69,7 @@ class Run:
         self.parts = parts
         self.path = path
         self.data = data
+        self._records: dict[tuple[str, str, str], ExitRecord] = {}
 
     @property
     def exits_(self) -> list[dict[str, Any]]:
@@ -117,15 +121,24 @@ class Run:
         max_params: float | None = None,
         max_bytes: float | None = None,
         max_latency_ms: float | None = None,
+        fold: bool = False,
+        compile: bool = False,
     ) -> nn.Module:
         """A plain model: the static choice, the exit with `depth` units, or the best within a budget.
 
         Budgets are per image: MACs, parameters, fp32 bytes, or milliseconds at batch 1 on the device of the
         network, measured now. Among the trained exits that fit, the one most accurate on the selection split.
 
+        Args:
+            depth, max_macs, max_params, max_bytes, max_latency_ms: what is wished; at most one of them.
+            fold: batch normalisations go into the layers before them, where that is exact, and image maps
+                have their channels last in memory: the same logits to 1e-4, sooner; not for training.
+            compile: the model through `torch.compile`, which compiles at the first call and when the shape of
+                the images changes. `odn_hybrid.save` saves what is inside.
+
         Raises:
             ModelError: no exit has that depth. BudgetError: no trained exit fits.
-            ConfigError: more than one wish at once.
+            ConfigError: more than one wish at once, or there is no compiler.
         """
         exit = choose_exit(
             self.network,
@@ -141,9 +154,9 @@ class Run:
         if not self.exits_[exit - 1]["trained"]:
             text = f"exit {exit} was never trained: expect poor answers (see the table of exits)"
             warnings.warn(text, UserWarning, stacklevel=2)
-        model = truncate(self.network, exit, self.parts.spec)
+        model = truncate(self.network, exit, self.parts.spec, fold=fold)
         model.__dict__["transform"] = self.transform
-        return model.eval()
+        return compiled(model.eval()) if compile else model.eval()
 
     def dynamic(
         self,
@@ -153,6 +166,10 @@ class Run:
         policy: str | None = None,
         certify: bool = True,
         gather: Literal["always", "auto"] = "auto",
+        optimise_for: Literal["throughput", "latency"] | None = None,
+        batch: int | None = None,
+        exits: Sequence[int] | None = None,
+        execution: Execution | None = None,
         **more: Any,
     ) -> HaltingModel:
         """A model that halts each input at its own exit.
@@ -167,6 +184,14 @@ class Run:
             certify: `False` gives the cheapest policy that loses at most `drop` on the calibration split,
                 and no promise.
             gather: see `HaltingModel`.
+            optimise_for: "throughput" or "latency": exits whose head costs more time than it saves are left
+                out, by times measured now on the network's device, and policies are chosen for little time
+                instead of few MACs. The model comes warmed up.
+            batch: images given at once, for `optimise_for`; default 64, or 1 for latency.
+            exits: look at these exits only; the last must be the reference.
+            execution: precision, folding, compilation; default: what the fit recorded, folded unless the
+                recipe says otherwise. In another one, outputs are recorded anew, which needs the data, and
+                the promise is a new attempt.
             **more: `recall`, `max_macs`, `scaling`, `measure`, `by`: see `odn_hybrid.Promise`. With
                 `max_macs` it is the best policy within so many mean MACs, not the cheapest that keeps the
                 promise.
@@ -177,20 +202,29 @@ class Run:
                 policy that is as cheap as `max_macs`.
         """
         promise = self._promise(drop=drop, delta=delta, policy=policy, **more)
-        reference, certificate = self.parts.policy["reference"], None
+        form = execution or self._execution
+        asked = Asked(promise, self.parts.policy["reference"], optimise_for, batch, exits)
+        network = served(self.network, form)
+        certificate = None
         if certify:
-            made = self._certify(promise)
+            made = self._certify(asked, network, form)
             if not made.certificate["certified"]:
                 raise CertificateError(made.certificate["statement"])
-            member, certificate = made.policy, made.certificate
+            member, certificate, looked = made.policy, made.certificate, made.exits
         else:
-            member = uncertified_policy(promise, self._record("calibration"), self._costs, reference)
-        held = evaluate_policy(member, self._record("certification"), self._costs)
+            looks = asked.looks(network, self.parts.costs, self._record("calibration", network, form), form)
+            member = uncertified_policy(promise, self._record("calibration", network, form), looks)
+            looked = looks.exits
+        held = self._record("certification", network, form).of(looked)
+        seen = evaluate_policy(member, held, self.parts.costs.passing(looked))
         model = HaltingModel(
-            self.network.copy(), member.table, gather=gather, certificate=certificate,
-            reference=(held["confidence"], held["taken"]),
+            network.copy() if network is self.network else network, member.table, exits=looked, gather=gather,
+            certificate=certificate, reference=(seen["confidence"], np.array(looked)[seen["taken"] - 1]),
+            execution=form,
         )  # fmt: skip
         model.__dict__["transform"] = self.transform
+        if optimise_for is not None:
+            model.warm_up((asked.batch,))
         return model
 
     def certify(
@@ -210,7 +244,9 @@ class Run:
             A dictionary: `certified`, `statement`, `drop`, `delta`, `n`, `upper_bound`, `needed_n`,
             `attempt`, `policy`, `mean_macs`, `digests` (what it speaks of) and `evidence`.
         """
-        return dict(self._certify(self._promise(drop=drop, delta=delta, policy=policy, **more)).certificate)
+        promise, form = self._promise(drop=drop, delta=delta, policy=policy, **more), self._execution
+        asked = Asked(promise, self.parts.policy["reference"])
+        return dict(self._certify(asked, served(self.network, form), form).certificate)
 
     def _promise(self, **said: Any) -> Promise:
         """What was asked for, with the recipe's answers where nothing was said."""
@@ -220,52 +256,100 @@ class Run:
         if unknown:
             known = ", ".join(Promise.__dataclass_fields__)
             raise ConfigError(f"a promise has no option {unknown[0]!r}; its options: {known}")
-        recipe = to_dict(from_dict(FitConfig, self.parts.config["recipe"]).dynamic)
-        promise = Promise(**{**recipe, **{name: value for name, value in said.items() if value is not None}})
+        promise = promise_of(from_dict(FitConfig, self.parts.config["recipe"]).dynamic, **said)
         if self.parts.policy["policy"] is None:
             raise CertificateError(self.parts.policy["reason"])
         return promise
 
-    def _certify(self, promise: Promise) -> DynamicResult:
-        records = {name: self._record(name) for name in ("calibration", "certification")}
+    @property
+    def _execution(self) -> Execution:
+        """How the fit recorded, and promised: runs of earlier releases did not fold."""
+        return Execution(fold="folded" in str(self.parts.policy.get("runtime", "folded")).split())
+
+    def _certify(self, asked: Asked, network: MultiExit, form: Execution) -> DynamicResult:
+        calibration, certification = (
+            self._record(name, network, form) for name in ("calibration", "certification")
+        )
         lock = nullcontext() if self.path is None else RunDir.open(self.path).locked()
         with lock:  # two attempts at a time would take the same number and the same part of delta
             made = make_dynamic(
-                self.network,
-                promise,
-                reference=self.parts.policy["reference"],
-                costs=self._costs,
-                **records,
+                network,
+                asked.promise,
+                reference=asked.reference,
+                costs=self.parts.costs.cumulative,
+                calibration=calibration,
+                certification=certification,
                 ledger=self._ledger(),
+                looks=lambda: asked.looks(network, self.parts.costs, calibration, form),
+                wish=asked.wish,
             )
             self._remember(made.ledger)
         return made
 
-    @property
-    def _costs(self) -> tuple[int, ...]:
-        return self.parts.costs.cumulative
-
     def compare(
-        self, *, batch_sizes: Sequence[int] = (1, 16, 64), rounds: int = 9, data: Any = None
+        self,
+        *,
+        batch_sizes: Sequence[int] = (1, 16, 64),
+        rounds: int = 9,
+        seconds: float = 20.0,
+        data: Any = None,
+        against: dict[str, nn.Module | Run] | None = None,
+        dynamic: HaltingModel | None = None,
+        execution: Execution | None = None,
+        exits: bool = False,
     ) -> dict[str, Any]:
         """Full against static against dynamic on the network's device; kept in `report.json`.
+
+        All models run in one way: that of the dynamic one. Speeds are ratios of times taken side by side; a
+        model is recommended where it is clearly faster, and "full" where none is.
 
         Args:
             batch_sizes: images given at once.
             rounds: repetitions, in which the models take turns.
-            data: the data set again, for a run loaded from disk whose data was handed over as objects.
+            seconds: about how long the turns at one batch size may take; images a round, at least 512 where
+                that allows it, are fewer where it does not.
+            data: the data set again, where it has moved or was handed over as objects.
+            against: smaller models to stand beside these, by name: plain classifiers of the same classes, or
+                runs, of which the reference is taken. Their accuracy is measured on this run's test split.
+            dynamic: a model of `run.dynamic()`; default: the fit's own or, where its certificate does not
+                speak of this device, the latest of the run's that does.
+            execution: precision, folded, compiled; default: `dynamic`'s, or what the fit recorded.
+            exits: time the static model of every exit too, for a picture (`report.draw_comparison`).
+
+        Raises:
+            ConfigError: batch sizes, rounds or models that cannot be compared. DataError: other data.
         """
-        split = self._data(data).splits["test"]
-        images = first_images(split, self.transform, max(IMAGES_PER_ROUND, *batch_sizes))
-        policy = self.parts.policy["policy"]
-        halting = None if policy is None else HaltingModel(self.network, Member.from_dict(policy).table)
-        found = compare_models(
-            self.network, self.report_, halting, images, batch_sizes=batch_sizes, rounds=rounds
+        found = compare_run(
+            self._subject(),
+            self._test_split(data),
+            Wish(tuple(batch_sizes), rounds, seconds, exits),
+            against={
+                name: thing._subject() if isinstance(thing, Run) else thing
+                for name, thing in (against or {}).items()
+            },
+            dynamic=dynamic,
+            execution=execution,
         )
         self.parts.report = {**self.parts.report, "comparison": found}
         if self.path is not None:
             RunDir.open(self.path).write_json("report.json", self.parts.report)
         return found
+
+    def _subject(self) -> Subject:
+        parts = self.parts
+        policy = {**parts.policy, "ledger": self._ledger()}
+        return Subject(
+            parts.network, parts.spec, parts.costs, parts.report, policy, self.transform, self._record,
+            self._execution,
+        )  # fmt: skip
+
+    def _test_split(self, data: Any) -> Split:
+        try:
+            return self._data(data).splits["test"]
+        except DataError as error:
+            if data is not None:
+                raise
+            raise DataError(f"{error}; if the fit's data have moved, say where: data= (--data)") from None
 
     def use_data(self, data: Any) -> None:
         """The data of the fit, where it has moved or was handed over as objects; checked to be the same."""
@@ -289,18 +373,27 @@ class Run:
         self.data = found
         return found
 
-    def _record(self, name: str) -> ExitRecord:
+    def _record(
+        self, name: str, network: MultiExit | None = None, form: Execution | None = None
+    ) -> ExitRecord:
         """Recorded outputs on a split; made again where they were too large to keep with the run.
 
-        Also where they are of other weights or of another runtime than the network has now: what is certified
-        is what it does now.
+        Also where they are of other weights or of another runtime than asked for: what is certified is what
+        the network does now. Default: as the fit recorded.
         """
+        form = form or self._execution
+        network = network or served(self.network, form)
+        now = (name, weights_digest(network), form.name(next(network.parameters()).device))
         kept = self.parts.records.get(name)
-        now = (weights_digest(self.network), runtime_on(next(self.network.parameters()).device))
-        if kept is None or (kept.model, kept.runtime) != now:
+        if kept is not None and now == (name, kept.model, kept.runtime):
+            return kept
+        if now not in self._records:
             split, reference = self._data().splits[name], self.parts.policy["reference"]
-            self.parts.records[name] = record_outputs(self.network, split, self.transform, upto=reference)
-        return self.parts.records[name]
+            found = record_outputs(network, split, self.transform, upto=reference, execution=form)
+            self._records[now] = found
+            if form == self._execution:
+                self.parts.records[name] = found
+        return self._records[now]
 
     @property
     def ledger(self) -> list[dict[str, Any]]:

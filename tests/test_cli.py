@@ -148,6 +148,11 @@ def test_truncate(odn: Call, run: Path, tmp_path: Path) -> None:
     status, out, err = odn("truncate", run, "--out", tmp_path / "least", "--max-macs", "1e12", "--json")
     assert status == 0 and err == ""
     assert json.loads(out)["path"] == str(tmp_path / "least") and json.loads(out)["exit"] >= 1
+    status, out, err = odn("truncate", run, "--out", tmp_path / "quick", "--fold")
+    assert status == 0 and err == ""
+    assert out.strip().endswith("batch normalisations folded")
+    kept = odn_hybrid.load(tmp_path / "quick").state_dict()
+    assert not any(key.endswith("running_mean") for key in kept)
 
 
 def test_report_of_all_policies(odn: Call, run: Path) -> None:
@@ -165,7 +170,7 @@ def test_certify(odn: Call, run: Path, tmp_path: Path) -> None:
 
     status, out, err = odn("certify", run, "--drop", "0.5", "--policy", "margin", "--out", tmp_path / "fast")
     assert status == 0 and out.startswith("Certified: accuracy drop against exit 4 is at most 50 points")
-    assert "Policy: margin" in out and "eager fp32 cpu" in out and "saved in" in err
+    assert "Policy: margin" in out and "eager fp32 folded cpu" in out and "saved in" in err
     assert odn_hybrid.load(tmp_path / "fast").void is None
     status, out, err = odn("certify", run, "--drop", "0.5", "--policy", "margin", "--json")
     assert status == 0 and err == "" and json.loads(out)["attempt"] == 2  # the fit's own was the first
@@ -186,8 +191,39 @@ def test_compare(odn: Call, run: Path) -> None:
     assert json.loads((run / "report.json").read_text())["comparison"] == found
     status, out, err = odn("report", run)
     assert status == 0 and found["recommendation"]["choice"] in out
-    status, out, err = odn("compare", run, "--batch", "2")
-    assert status == 0 and err == "" and "static" in out
+    status, out, err = odn("compare", run, "--batch", "2", "--seconds", "0.1", "--threads", "1")
+    assert status == 0 and err == "" and "static" in out and "images" in out
+
+
+def test_compare_draws_and_takes_other_models(odn: Call, run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    assert odn("truncate", run, "--out", tmp_path / "small", "--depth", "1")[0] == 0
+    quick = ("compare", run, "--batch", "1,4", "--seconds", "0.1", "--rounds", "2")
+    picture, small = tmp_path / "times.png", tmp_path / "small"
+    status, out, err = odn(*quick, "--picture", picture, "--against", small)
+    assert status == 0 and "drawn in" in err and "small" in out and "little" in out  # of 2 rounds
+    with Image.open(picture) as drawn:
+        assert drawn.size[0] > 1000
+    weights = f"resnet18={small / 'model.safetensors'}"
+    refusals = {
+        ("--picture", tmp_path / "times.jpg"): "must end in one of .png, .svg, .pdf",
+        ("--picture", tmp_path / "missing" / "times.png"): "there is no folder",
+        ("--against", "resnet18"): "published weights are for 1000 classes, not 3",
+        ("--against", "nosuchnet"): "nosuchnet",
+        ("--against", weights): "does not fit ResNet",
+        ("--against", "resnet18=none.safetensors"): "none.safetensors",
+        ("--against", "torchvision/resnet18"): "or a name of timm's",
+        ("--threads", "0"): "--threads is 0",
+        ("--rounds", "0"): "rounds is 0",
+        ("--seconds", "-1"): "seconds is -1",
+        ("--batch", "4,4"): "each once",
+        ("--precision", "fp8"): "precision is 'fp8'",
+        ("--device", "tpu"): "device 'tpu' cannot be used",
+    }
+    for extra, says in refusals.items():
+        status, out, err = odn(*quick, *extra)
+        assert status in (1, 2) and says in err and err.count("\n") == 1, (extra, err)
 
 
 # --- pipes ------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from odn_hybrid.artifacts.parts import EXITS_FILE, GARBLED, WEIGHTS_FILE, garbled, network_of
-from odn_hybrid.backbone import BackboneSpec, spec_of
+from odn_hybrid.backbone import BackboneSpec
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.data import Preprocess
 from odn_hybrid.deploy.halting import HaltingModel
 from odn_hybrid.deploy.truncation.cutting import CutPlan, build_cut
+from odn_hybrid.deploy.truncation.in_timm import timm_form
 from odn_hybrid.errors import ModelError, RunDirError
+from odn_hybrid.execution import Execution
 from odn_hybrid.rundir import SCHEMA
 from odn_hybrid.stopping import DriftMonitor, HaltingTable
 
@@ -51,9 +53,12 @@ def static_description(model: nn.Module) -> dict[str, Any]:
     """What model.json says of a cut model."""
     plan: CutPlan = model.__dict__["_odn_plan"]
     preprocess = model.__dict__.get("transform")
+    form, why = timm_form(model)
     return {
         "schema": SCHEMA,
         "format": "odn-static",
+        "timm": None if form is None else form.to_dict(),  # how timm builds it, and the names of keys there
+        "no_timm": why or None,
         "plan": plan.to_dict(),
         "image_shape": list(plan.image_shape),
         "preprocess": preprocess.to_dict() if preprocess is not None else None,
@@ -77,7 +82,7 @@ def _rebuild_static(
 def halting_files(model: HaltingModel) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors by file, and what model.json says of a halting model."""
     network = model.network
-    spec = spec_of(network.backbone, network.trunk.num_classes)
+    spec = network.spec
     preprocess = model.__dict__.get("transform")
     description = {
         "schema": SCHEMA,
@@ -85,7 +90,10 @@ def halting_files(model: HaltingModel) -> tuple[dict[str, dict[str, Tensor]], di
         "backbone": spec.to_dict(),
         "exits": asdict(network.config),
         "image_shape": list(network.trunk.image_shape),
+        "folds": [list(pair) for pair in network.folds],
+        "execution": model.execution.to_dict(),
         "policy": model.policy.to_dict(),
+        "policy_exits": list(model.exits),
         "gather": model.gather,
         "certificate": model.certificate,
         "preprocess": preprocess.to_dict() if preprocess is not None else None,
@@ -95,6 +103,16 @@ def halting_files(model: HaltingModel) -> tuple[dict[str, dict[str, Tensor]], di
         confidence, taken = (torch.from_numpy(np.ascontiguousarray(part)) for part in model.reference)
         files[REFERENCE_FILE] = {"confidence": confidence, "exit": taken}
     return files, description
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    """Names of layers and normalisations that were made one; `TypeError` for anything else."""
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
+        for pair in value
+    ):
+        raise TypeError(f"folds: {value!r}")
+    return tuple((layer, norm) for layer, norm in value)
 
 
 def _rebuild_halting(
@@ -107,6 +125,7 @@ def _rebuild_halting(
         files[WEIGHTS_FILE],
         files.get(EXITS_FILE, {}),
         backbone,
+        _pairs(description.get("folds", [])),
     )
     policy = HaltingTable.from_dict(description["policy"])
     certificate = description["certificate"]
@@ -116,9 +135,16 @@ def _rebuild_halting(
     if REFERENCE_FILE in files:
         held = files[REFERENCE_FILE]
         reference = (held["confidence"].double().numpy(), held["exit"].long().numpy())
-        DriftMonitor(*reference, exits=len(policy))  # which checks them
+        exits = description.get("policy_exits") or range(1, len(policy) + 1)
+        DriftMonitor(*reference, exits=exits[-1])  # which checks them
     model = HaltingModel(
-        network, policy, gather=description["gather"], certificate=certificate, reference=reference
+        network,
+        policy,
+        exits=description.get("policy_exits"),
+        gather=description["gather"],
+        certificate=certificate,
+        reference=reference,
+        execution=Execution.from_dict(description.get("execution", {})),
     )
     if certificate is not None and model.void is not None:
         warnings.warn(f"the certificate is void: {model.void}", UserWarning, stacklevel=4)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from odn_hybrid.backbone import BackboneSpec, build_backbone
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.exits import MultiExit
+from odn_hybrid.folding import Pairs
 from odn_hybrid.trunk import Trunk
 
 __all__ = ["EXITS_FILE", "GARBLED", "WEIGHTS_FILE", "garbled", "network_of"]
@@ -32,9 +33,15 @@ def network_of(
     weights: dict[str, Tensor],
     heads: dict[str, Tensor],
     backbone: nn.Module | None,
+    folds: Pairs = (),
 ) -> MultiExit:
-    """The network of exits with these weights, in evaluation mode; into `backbone`, if that is given."""
+    """The network of exits with these weights, in evaluation mode; into `backbone`, if that is given.
+
+    `folds`: of a folded network, what was made one.
+    """
     model = backbone if backbone is not None else build_backbone(spec)
     network = MultiExit(Trunk(model, image_size=(image_shape[1], image_shape[2])), exits)
+    if folds:
+        network.eval().fold(folds)
     network.load_parts(weights, heads)
     return network.eval()

@@ -24,7 +24,7 @@ from odn_hybrid.artifacts.models import (
 )
 from odn_hybrid.artifacts.parts import EXITS_FILE, WEIGHTS_FILE
 from odn_hybrid.artifacts.runs import load_run, write_run
-from odn_hybrid.backbone import evaluating
+from odn_hybrid.backbone import evaluating, unwrapped
 from odn_hybrid.deploy.halting import HaltingModel
 from odn_hybrid.errors import ConfigError, ModelError, RunDirError
 from odn_hybrid.run import Run
@@ -36,11 +36,14 @@ __all__ = ["load", "save"]
 def save(thing: Any, path: str | Path) -> Path:
     """Save a run, a static model (of `run.truncate()` or `cut()`) or a halting one (`run.dynamic()`).
 
+    Of a compiled model what is inside is saved; a folded one is loaded folded.
+
     Raises:
         RunDirError: the directory at `path` holds something already. StorageError: the disk refuses.
         ConfigError: not something of ours.
     """
     path = Path(path)
+    thing = unwrapped(thing) if isinstance(thing, nn.Module) else thing
     if isinstance(thing, Run):
         rundir = RunDir.create(path, thing.parts.config, resume=False)
         rundir.begin(thing.parts.config)

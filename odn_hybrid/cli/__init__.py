@@ -15,6 +15,8 @@ import yaml
 from rich.console import Console
 
 from odn_hybrid._version import __version__
+from odn_hybrid.cli.comparing import compare, show_comparison
+from odn_hybrid.cli.exporting import export
 from odn_hybrid.cli.models import list_models
 from odn_hybrid.cli.promising import certify
 from odn_hybrid.cli.seeds import fit_several, parse_seeds, read_seeds, show_seeds
@@ -198,6 +200,7 @@ def report(run: Path, curves: bool, as_json: bool) -> None:
 @click.option(
     "--max-latency-ms", type=float, help="... within so many milliseconds at batch 1, measured here."
 )
+@click.option("--fold", is_flag=True, help="Fold batch normalisations into the layers before them: faster.")
 @_json_option
 def truncate(run: Path, out: Path, as_json: bool, **wishes: Any) -> None:
     """Cut the model of a finished RUN and save it as a plain small model."""
@@ -210,42 +213,20 @@ def truncate(run: Path, out: Path, as_json: bool, **wishes: Any) -> None:
     plan = model.__dict__["_odn_plan"]
     row = next(row for row in loaded.exits_ if row["exit"] == plan.exit)
     if as_json:
-        _print_json({"path": str(out), **row})
+        _print_json({"path": str(out), **row, "folded": len(plan.folded)})
     else:
         size = (
             f"{row['params']:,} parameters, {row['bytes'] / 1e6:.2f} MB, {row['macs_static'] / 1e6:.1f} MMACs"
         )
         kept = f" ({ranges(plan.keep)})" if plan.kind == "thin" else ""
-        click.echo(f"{out}: exit {plan.exit}, {plan.depth} units{kept}, {size}")
-
-
-@cli.command(epilog="Example: odn compare runs/quickstart --batch 1,16,64")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--batch", default="1,16,64", show_default=True, help="Batch sizes, separated by commas.")
-@click.option("--data", help="The data of the fit, if it has moved.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@_json_option
-def compare(run: Path, batch: str, data: str | None, device: str, as_json: bool) -> None:
-    """Measure full, static and dynamic models of a RUN on this device and say which is worth it."""
-    from odn_hybrid.artifacts import load_run
-
-    try:
-        sizes = [int(size) for size in batch.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--batch {batch!r}: give whole numbers separated by commas, e.g. 1,16,64"
-        ) from None
-    loaded = load_run(run)
-    loaded.to(device)
-    found = loaded.compare(batch_sizes=sizes, data=data)
-    if as_json:
-        _print_json(found)
-    else:
-        _show_comparison(loaded.report_)
+        folded = f", {len(plan.folded)} batch normalisations folded" if wishes["fold"] else ""
+        click.echo(f"{out}: exit {plan.exit}, {plan.depth} units{kept}, {size}{folded}")
 
 
 cli.add_command(list_models)
 cli.add_command(certify)
+cli.add_command(compare)
+cli.add_command(export)
 
 
 def _print_json(data: dict[str, Any]) -> None:
@@ -263,13 +244,5 @@ def _show_report(report: dict[str, Any], as_json: bool) -> None:
     console = Console()
     console.print(exits_table(report))
     if report.get("comparison"):
-        _show_comparison(report)
+        show_comparison(report, advice=False)
     console.print(explain(report), highlight=False)
-
-
-def _show_comparison(report: dict[str, Any]) -> None:
-    from odn_hybrid.report import summary_table
-
-    console = Console()
-    console.print(summary_table(report, report["comparison"]))
-    console.print(report["comparison"]["recommendation"]["reason"], highlight=False)

@@ -241,7 +241,8 @@ class DynamicConfig:
 
     Accuracy lower than the reference's by at most `drop`, with confidence 1 - `delta`. `policy` is a family
     of `odn_hybrid.stopping.FAMILIES`; `recall` answers with the most confident exit so far; `scaling`
-    calibrates each exit by one temperature, or by a factor and a shift per class ("vector").
+    calibrates each exit by one temperature, or by a factor and a shift per class ("vector"). `fold`: what is
+    recorded and promised is the network with batch normalisation folded, which gives the same answers sooner.
     """
 
     drop: float = 0.01
@@ -249,6 +250,7 @@ class DynamicConfig:
     policy: Literal["confidence", "margin", "entropy", "patience", "fixed", "lookahead", "snell"] = "snell"
     recall: bool = False
     scaling: Literal["temperature", "vector"] = "temperature"
+    fold: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from odn_hybrid.config import FitConfig, to_dict
+from odn_hybrid.config import FitConfig
 from odn_hybrid.cost import Costs, size_of
 from odn_hybrid.data import Data
 from odn_hybrid.deploy.halting import NO_HALTING
 from odn_hybrid.deploy.promising.curves import calibration_figures, policy_curves
-from odn_hybrid.deploy.promising.dynamic import evaluate_policy, make_dynamic, uncertified_policy
-from odn_hybrid.deploy.promising.promise import Promise
+from odn_hybrid.deploy.promising.dynamic import Looks, evaluate_policy, make_dynamic, uncertified_policy
+from odn_hybrid.deploy.promising.promise import promise_of
 from odn_hybrid.deploy.truncation.choice import static_choice
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord
@@ -98,7 +98,7 @@ def _dynamic(
     reference: int,
     records: dict[str, ExitRecord],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    promise = Promise(**to_dict(config.dynamic))
+    promise = promise_of(config.dynamic)
     made = make_dynamic(
         network,
         promise,
@@ -113,7 +113,7 @@ def _dynamic(
     in_force = (
         made.policy
         if certified
-        else uncertified_policy(promise, records["calibration"], costs.cumulative, reference)
+        else uncertified_policy(promise, records["calibration"], Looks.all_of(costs.cumulative, reference))
     )
     seen = evaluate_policy(in_force, records["selection"], costs.cumulative)
     tested = evaluate_policy(in_force, records["test"], costs.cumulative)

@@ -10,9 +10,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from odn_hybrid.backbone import BackboneSpec, spec_of
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.errors import ConfigError, InputError, ModelError
 from odn_hybrid.exits.heads import build_head, initialised
+from odn_hybrid.folding import Pairs, apply_fold, fold_pairs
 from odn_hybrid.trunk import DepthPlan, State, Trunk, prefix, thinnings
 from odn_hybrid.trunk.norms import OwnNorms, norm_owners, worn
 
@@ -40,6 +42,7 @@ class MultiExit(nn.Module):
         heads: one head for each of exits 1 to K - 1 (none with thin plans).
         norms: normalisation of its own for each of thin networks 1 to K - 1 (empty where none has any).
         units: per exit, the number of units it needs; the last is len(trunk).
+        folds: (layer, batch normalisation) that were made one, see `fold`; mostly none.
         forks: per exit, how many leading units of the trunk it has in common with the exit before.
 
     Raises:
@@ -55,6 +58,8 @@ class MultiExit(nn.Module):
         self.units: tuple[int, ...] = tuple(plan.units for plan in self.plans)
         self.forks = forks_of([plan.keep for plan in self.plans])
         self.backbone = trunk.model
+        self.folds: tuple[tuple[str, str], ...] = ()
+        self._unfolded: BackboneSpec | None = None
         self.heads = nn.ModuleList(
             initialised(build_head(config.head, trunk.layout(plan.units), trunk.num_classes, **config.args))
             for plan in self.plans[:-1]
@@ -159,6 +164,29 @@ class MultiExit(nn.Module):
     def copy(self) -> MultiExit:
         """An independent copy, weights included."""
         return copy.deepcopy(self)
+
+    def fold(self, pairs: Pairs | None = None) -> MultiExit:
+        """Fold batch normalisation into the layers before it, in place, and give the network back.
+
+        For evaluation only: the same logits, faster. Default: all `pairs` for which that is exact
+        (`odn_hybrid.folding`). Thin networks, whose exits normalise one layer's output each in its own way,
+        stay as they are.
+        """
+        if not self.shares_prefix or self.folds:
+            return self
+        if pairs is None:
+            like = next(self.parameters())
+            images = torch.rand(2, *self.trunk.image_shape, generator=torch.Generator().manual_seed(0))
+            pairs = fold_pairs(self, images.to(device=like.device, dtype=like.dtype))
+        self._unfolded = self.spec
+        apply_fold(self, pairs)
+        self.folds = tuple((layer, norm) for layer, norm in pairs)
+        return self
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """How the backbone can be built again; of a folded network, before it was folded."""
+        return self._unfolded or spec_of(self.backbone, self.trunk.num_classes)
 
     def exit_parts(self) -> dict[str, Tensor]:
         """What the exits have beside the backbone: the heads' weights and, under `norms.`, normalisation."""

@@ -7,5 +7,14 @@ their 95 % interval. Nothing here measures or computes a result; it only shows w
 from odn_hybrid.report.sentences import explain
 from odn_hybrid.report.spread import seeds_table
 from odn_hybrid.report.tables import curves_table, exits_table, summary_table
+from odn_hybrid.report.timings import comparison_lines, timings_table
 
-__all__ = ["curves_table", "exits_table", "explain", "seeds_table", "summary_table"]
+__all__ = [
+    "comparison_lines",
+    "curves_table",
+    "exits_table",
+    "explain",
+    "seeds_table",
+    "summary_table",
+    "timings_table",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from odn_hybrid.report.timings import comparison_lines
 from odn_hybrid.report.wording import (
     Data,
     accuracy_text,
@@ -114,6 +115,7 @@ def _explain_comparison(report: Data) -> list[str]:
         choice = reference_word(report) if advice["choice"] == "full" else advice["choice"]
         reason = str(advice["reason"])
         lines.append(_sentence(f"Recommendation: {choice}. {reason[:1].upper()}{reason[1:]}"))
+        lines += comparison_lines(report, comparison)[1:]
     return lines
 
 

@@ -23,7 +23,7 @@ from odn_hybrid.report.wording import (
     three,
 )
 
-__all__ = ["blank_table", "curves_table", "exits_table", "summary_table"]
+__all__ = ["blank_table", "curves_table", "exits_table", "model_name", "summary_table"]
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # of the reference's MACs
 MOST_KEPT = 16  # characters; more units wrap
@@ -77,12 +77,13 @@ def exits_table(report: Data) -> Table:
 
 
 @needs_whole_report
-def summary_table(report: Data, comparison: Data | None) -> Table:
+def summary_table(report: Data, comparison: Data | None, *, times: bool = True) -> Table:
     """Full (or reference), static and dynamic: accuracy, mean MACs, parameters, MB and, if measured, time.
 
     Args:
         report: the data of `report.json`.
         comparison: its `comparison`, measured on this device; None leaves the times out.
+        times: False leaves them out, too (`timings_table` has them).
     """
     table = blank_table(f"{report['model']} on {data_name(report)}")
     table.add_column("model")
@@ -93,19 +94,19 @@ def summary_table(report: Data, comparison: Data | None) -> Table:
     rows = _rows_of(report) if comparison is None else comparison["rows"]
     n = next((row["accuracy"]["n"] for row in rows if row["accuracy"]), None)
     caption += f" on {n} test images" if n else ""
-    if comparison is not None:
+    if comparison is not None and times:
         for name in ("batch", "ms/img", "speed"):
             table.add_column(name, justify="right", no_wrap=True)
         against = reference_name(report)
         caption += f"; ms per image and speed relative to {against}: medians on {comparison['device']}"
     for row in rows:
         table.add_row(
-            _model_name(row, report),
+            model_name(row, report),
             accuracy_text(row["accuracy"]),
             count(row["mean_macs"]),
             count(row["params"]),
             megabytes(row["bytes"]),
-            *(_time_cells(row, comparison["batch_sizes"]) if comparison is not None else ()),
+            *(_time_cells(row, comparison["batch_sizes"]) if comparison is not None and times else ()),
         )
     table.caption = Text(caption)
     return table
@@ -198,14 +199,16 @@ def _rows_of(report: Data) -> list[dict[str, Any]]:
     return rows
 
 
-def _model_name(row: Data, report: Data) -> str:
-    if row["name"] == "full":
+def model_name(row: Data, report: Data) -> str:
+    """What a table calls a row of a comparison."""
+    name = str(row["name"])
+    if name == "full":
         return reference_name(report)
-    if row["name"] == "static":
-        return f"static (exit {report['static']['exit']})"
-    if row["name"] == "dynamic":
+    if name in ("static", "static_equal"):
+        return f"static (exit {row.get('exit') or report['static']['exit']})"
+    if name == "dynamic":
         return f"dynamic ({'certified' if row.get('certified') else 'no certificate'})"
-    return str(row["name"])
+    return name
 
 
 def _time_cells(row: Data, batch_sizes: list[int]) -> tuple[str, str, str]:

@@ -58,7 +58,7 @@ CLOSED = {
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, then: str = "go on with --resume, or choose another --out") -> Iterator[None]:
     """Turn an `OSError` of writing `path` into a `StorageError` that says what to do."""
     try:
         yield
@@ -70,8 +70,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         else:
             what, advice = (error.strerror or str(error)), "mend that"
         raise StorageError(
-            f"cannot write {path}: {what}; what was there is intact: {advice} and go on with --resume, "
-            "or choose another --out"
+            f"cannot write {path}: {what}; what was there is intact: {advice} and {then}"
         ) from None
 
 

@@ -16,6 +16,7 @@ from odn_hybrid.stopping.policies.calibration import Calibration, fit_calibratio
 from odn_hybrid.stopping.policies.evaluating import curve, evaluate, held_out_path, outcomes, within_cost
 from odn_hybrid.stopping.policies.families import FAMILIES, Member, oracle, policy_path
 from odn_hybrid.stopping.policies.induction import Induction, backward_induction, one_step_ahead
+from odn_hybrid.stopping.policies.looking import Looker, One, Seen
 from odn_hybrid.stopping.policies.reliability import (
     CalibrationError,
     ReliabilityCurve,
@@ -61,9 +62,12 @@ __all__ = [
     "GroupsCertificate",
     "HaltingTable",
     "Induction",
+    "Looker",
     "Member",
+    "One",
     "PairedTest",
     "ReliabilityCurve",
+    "Seen",
     "SequenceCertificate",
     "StoppingProblem",
     "StoppingSolution",

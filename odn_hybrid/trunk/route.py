@@ -74,6 +74,20 @@ class Route:
                 values = {v: values[v] for v in _kept(self.split.cuts[depth + 1])}
         return self._state(values, stop)
 
+    def chain(self, start: int, stop: int, *, stem: bool) -> tuple[str, ...] | None:
+        """Names of modules that, called one after another on a state's `x`, lead from depth to depth.
+
+        With `stem` from the images. None where there is more to it: side inputs, other axes, views.
+        """
+        ends = [stop] if stem else [start, stop]
+        for depth in ends:
+            cut, views = self.split.cuts[depth], self.views[depth]
+            if len(_kept(cut)) != 1 or not views[0].plain or self.spoiled[depth]:
+                return None
+        steps = [*(self.stem.steps if stem else ()), *(s for u in self.units[start:stop] for s in u.steps)]
+        found = chain_of(steps, 0 if stem else self.split.cuts[start].main)
+        return found[0] if found is not None and found[1] == self.split.cuts[stop].main else None
+
     def idle(self, state: State) -> State:
         """The state one unit deeper, without running that unit; only for units that keep all shapes."""
         passed = self.passes[state.depth]

@@ -11,7 +11,19 @@ from torch import Tensor
 
 from odn_hybrid.errors import InputError
 
-__all__ = ["State"]
+__all__ = ["State", "rows_of"]
+
+
+def rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a tensor (batch, ...), in its own memory format.
+
+    `index_select` gives channels-first whatever it got, nine times slower than copying whole rows.
+    """
+    if tensor.dim() == 4 and not tensor.is_contiguous():
+        last = tensor.permute(0, 2, 3, 1)
+        if last.is_contiguous():
+            return last.index_select(0, rows).permute(0, 3, 1, 2)
+    return tensor.index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class State:
                     f"the mask has shape {tuple(rows.shape)}, the state holds {len(self)} inputs"
                 )
             rows = rows.nonzero().squeeze(1)
-        x, *streams = (tensor.index_select(0, rows) for tensor in (self.x, *self.streams))
+        x, *streams = (rows_of(tensor, rows) for tensor in (self.x, *self.streams))
         return replace(self, x=x, streams=tuple(streams))
 
     @staticmethod

@@ -16,6 +16,7 @@ from odn_hybrid.config import ExitConfig
 from odn_hybrid.deploy.halting.deciding import Decider
 from odn_hybrid.deploy.promising.dynamic import (
     DynamicResult,
+    Looks,
     evaluate_policy,
     make_dynamic,
     uncertified_policy,
@@ -219,14 +220,15 @@ def misses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def test_without_a_promise_the_cheapest_that_did_not_lose_more_on_calibration() -> None:
-    member = uncertified_policy(Promise(drop=0.02, delta=0.05), CALIBRATION, COSTS, 4)
+    member = uncertified_policy(Promise(drop=0.02, delta=0.05), CALIBRATION, Looks.all_of(COSTS, 4))
     assert drop_on(member, FRESH) < 0.03
-    strict = uncertified_policy(Promise(drop=0.0, delta=0.05), CALIBRATION, COSTS, 4)
+    strict = uncertified_policy(Promise(drop=0.0, delta=0.05), CALIBRATION, Looks.all_of(COSTS, 4))
     assert (
         evaluate_policy(strict, FRESH, COSTS)["mean_macs"]
         >= evaluate_policy(member, FRESH, COSTS)["mean_macs"]
     )
-    cheap = uncertified_policy(Promise(drop=0.0, delta=0.05, max_macs=20), CALIBRATION, COSTS, 4)
+    within = Promise(drop=0.0, delta=0.05, max_macs=20)
+    cheap = uncertified_policy(within, CALIBRATION, Looks.all_of(COSTS, 4))
     assert evaluate_policy(cheap, CALIBRATION, COSTS)["mean_macs"] <= 20 * 1.05
 
 

@@ -20,7 +20,7 @@ import odn_hybrid as odn
 from odn_hybrid import MultiExit, Trunk
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import count_costs, size_of
-from odn_hybrid.deploy.truncation.truncate import CutPlan, build_cut, truncate
+from odn_hybrid.deploy.truncation.truncate import CutPlan, build_cut, compiled, truncate
 from odn_hybrid.errors import ConfigError, InputError, ModelError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,6 +254,145 @@ def test_a_damaged_plan(lost: str) -> None:
     if lost == "layout":
         with pytest.raises(ModelError, match="its head has no layout"):
             build_cut(CutPlan.from_dict({**values, "layout": None}), LITTLE["resnet"][0]())
+
+
+# --- folded ------------------------------------------------------------------------------------------
+
+FOLDED: dict[str, tuple[Make, int | None, int]] = {
+    "efficientnet": (partial(_named, "efficientnet_b0"), 32, 8),
+    "levit": (partial(_named, "levit_128s"), 224, 3),
+    "densenet": (partial(_named, "densenet121", growth_rate=8, block_config=(2, 2, 2, 2)), 32, 1),
+}
+
+
+def statistics_in(model: nn.Module) -> int:
+    return sum(key.endswith("running_mean") for key in model.state_dict())
+
+
+@torch.no_grad()
+def seasoned(network: MultiExit) -> MultiExit:
+    """With normalisations that are not near identities."""
+    for key, buffer in network.named_buffers():
+        if key.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.2, 1.2)
+    return network
+
+
+@cache
+def folded_network(name: str) -> MultiExit:
+    torch.manual_seed(0)
+    if name in LITTLE:
+        return seasoned(make_network(name).copy())
+    make, size, every = FOLDED[name]
+    return seasoned(MultiExit(Trunk(make(), image_size=size), ExitConfig(every=every)).eval())
+
+
+def assert_near(model: nn.Module, wanted: Tensor, images: Tensor) -> None:
+    with torch.no_grad():
+        difference = float((model(images) - wanted).abs().max())
+    assert difference <= 1e-4 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("resnet", 0),
+        ("torchvision resnet18", 0),
+        ("efficientnet", 0),
+        ("levit", None),
+        ("densenet", None),
+        ("convnext", None),
+        ("vit", None),
+    ],
+)
+def test_folded_cuts(name: str, left: int | None, tmp_path: Path) -> None:
+    network = folded_network(name)
+    before, images = copy.deepcopy(network.state_dict()), some_images(network)
+    for exit in (1, len(network)):
+        plain, model = truncate(network, exit), truncate(network, exit, fold=True)
+        with torch.no_grad():
+            wanted = network.at(images, exit)
+        assert_near(model, wanted, images)
+        plan = model.__dict__["_odn_plan"]
+        assert statistics_in(model) == statistics_in(plain) - len(plan.folded)
+        assert left is None or (statistics_in(model) == left and statistics_in(plain) > 0)
+        assert isinstance(model, type(network.backbone))
+        maps = network.trunk.layout(1).kind == "NCHW"
+        assert plan.channels_last == maps
+        again = CutPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+        assert again == plan
+        rebuilt = build_cut(again, None if plan.spec.library != "module" else copy.deepcopy(network.backbone))
+        rebuilt.load_state_dict(model.state_dict())
+        for twin in (model, rebuilt):
+            convs = [m.weight for m in twin.modules() if isinstance(m, nn.Conv2d)]
+            lies = [w.is_contiguous(memory_format=torch.channels_last) for w in convs if min(w.shape[1:]) > 1]
+            assert all(lies) if maps else not any(lies)
+        if plan.spec.library != "module":
+            assert_near(odn.load(odn.save(model, tmp_path / str(exit))), wanted, images)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_folded_thin_networks() -> None:
+    network = MultiExit(
+        Trunk(LITTLE["resnet"][0](), image_size=32), ExitConfig(plan="thin", norms="affine")
+    ).eval()
+    seasoned(network)
+    images = some_images(network)
+    for exit in (1, len(network)):
+        with torch.no_grad():
+            wanted = network.at(images, exit)
+        model = truncate(network, exit, fold=True)
+        assert_near(model, wanted, images)
+        assert statistics_in(model) == 0
+    plan = odn.thin(0.5, network.trunk)
+    plain, model = odn.cut(network.trunk, plan), odn.cut(network.trunk, plan, fold=True)
+    with torch.no_grad():
+        assert_near(model, plain.eval()(images), images)
+    assert statistics_in(model) == 0 < statistics_in(plain)
+
+
+def test_descriptions_from_before_folding() -> None:
+    plan = truncate(make_network("resnet"), 1).__dict__["_odn_plan"]
+    older = {k: v for k, v in plan.to_dict().items() if k not in ("folded", "channels_last")}
+    assert CutPlan.from_dict(older) == plan
+
+
+@pytest.mark.parametrize(
+    "damage", [{"folded": 3}, {"folded": ["conv1"]}, {"folded": [["conv1", 3]]}, {"channels_last": "yes"}]
+)
+def test_a_damaged_fold(damage: dict[str, object]) -> None:
+    values = truncate(make_network("resnet"), 1).__dict__["_odn_plan"].to_dict()
+    with pytest.raises(ModelError, match="description of the saved model is damaged"):
+        CutPlan.from_dict({**values, **damage})
+
+
+@pytest.mark.parametrize("pair", [("conv1", "bn9"), ("bn1", "conv1"), ("layer1.0.conv1", "fc")])
+def test_a_fold_of_another_model(pair: tuple[str, str]) -> None:
+    values = truncate(make_network("resnet"), 1).__dict__["_odn_plan"].to_dict()
+    with pytest.raises(ModelError, match="fold"):
+        build_cut(CutPlan.from_dict({**values, "folded": [pair]}), LITTLE["resnet"][0]())
+
+
+def test_a_compiled_cut_is_saved_as_what_is_inside(tmp_path: Path) -> None:
+    network = make_network("resnet18")
+    model = truncate(network, 1, fold=True)
+    odn.save(compiled(model), tmp_path / "cut")
+    loaded = odn.load(tmp_path / "cut")
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    assert loaded.__dict__["_odn_plan"].folded == model.__dict__["_odn_plan"].folded != ()
+    images = some_images(network)
+    with torch.no_grad():
+        assert_near(loaded, network.at(images, 1), images)
+
+
+@pytest.mark.long
+def test_a_compiled_cut() -> None:
+    network = make_network("resnet18")
+    model = compiled(truncate(network, 1, fold=True))
+    for n in (1, 3, 5):
+        images = some_images(network, n)
+        with torch.no_grad():
+            assert_near(model, network.at(images, 1), images)
 
 
 # --- networks of one's own ---------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from odn_hybrid.deploy.halting.deciding import Decider
-from odn_hybrid.deploy.promising.promise import why_void
+from odn_hybrid.deploy.halting.choosing import Flows, image_layout
+from odn_hybrid.deploy.halting.profit import Gathering, SegmentTimes
+from odn_hybrid.deploy.halting.standing import Standing
+from odn_hybrid.deploy.halting.timing import segment_times
 from odn_hybrid.errors import ConfigError, InputError
+from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
-from odn_hybrid.outputs import runtime_on, weights_digest
 from odn_hybrid.stopping import DriftMonitor, HaltingTable
 
 __all__ = ["NO_HALTING", "HaltingModel", "HaltingOutput"]
@@ -25,9 +29,6 @@ NO_HALTING = (
     "inputs cannot halt in a network of thin plans, where no exit goes on from the one before; "
     "fit it with exits.plan = 'prefix', or truncate it"
 )
-
-# With gather="auto" survivors move to a smaller batch only when enough have left to pay for the copy.
-WORTH_GATHERING = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,87 +55,122 @@ class HaltingOutput:
 class HaltingModel(nn.Module):
     """A multi-exit network with a halting policy: `model(images)` gives a `HaltingOutput`.
 
+    Heads of exits at which the policy never stops and whose answer it does not need are not evaluated. Calls
+    from several threads are safe.
+
     Args:
-        network: exits 1..K; exits later than the policy's last are never reached.
+        network: exits 1..K; exits deeper than the policy's last are never reached.
         policy: when each exit's answer is good enough.
+        exits: which exits of the network the policy's exits 1..P are, ascending; default 1..P.
         gather: "always" gathers the survivors after every exit at which an input left, so that no unit
-            runs for an input that has its answer; "auto" waits until a tenth of the batch has left.
+            runs for an input that has its answer; "auto" gathers where it saves more than it costs, by the
+            times that `warm_up` measured, before that where a tenth of the batch has left.
         certificate: what is promised, as `run.dynamic` gives it, or None.
         reference: confidences (m,) and exits taken (m,) of the certification images, which `drift_monitor`
             compares with; or None.
+        execution: precision, folded or not, compiled or not. A folded network is given folded (see
+            `MultiExit.fold`).
+
+    Attributes:
+        looked: the network's exits whose heads are evaluated.
 
     Raises:
         InputError: images of a wrong shape, dtype or device, an empty batch, or NaN pixels.
     """
 
-    units: Tensor
+    _units: Tensor
+    _exits: Tensor
 
     def __init__(
         self,
         network: MultiExit,
         policy: HaltingTable,
         *,
+        exits: Sequence[int] | None = None,
         gather: Literal["always", "auto"] = "auto",
         certificate: dict[str, Any] | None = None,
         reference: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
+        execution: Execution | None = None,
     ) -> None:
         super().__init__()
-        if gather not in ("always", "auto"):
-            raise ConfigError(f"gather is {gather!r}; choose 'always' or 'auto'")
-        if not network.shares_prefix:
-            raise ConfigError(NO_HALTING)
-        self.network = network
+        gathering = Gathering(gather)
+        self.network = network.to(memory_format=image_layout(network))
         self.policy = policy
+        self.exits = _checked(network, policy, exits)
         self.gather = gather
-        self.certificate = certificate
         self.reference = reference
-        self.last = len(policy)
-        if self.last > len(network):
-            raise ConfigError(
-                f"the policy has {self.last} exits, the network {len(network)}: made for another"
-            )
-        classes = policy.calibration.scales.shape[1]
-        if classes not in (1, network.trunk.num_classes):
-            raise ConfigError(
-                f"the policy is calibrated for {classes} classes, the network has "
-                f"{network.trunk.num_classes}: made for another"
-            )
-        self._decider = Decider(policy)
-        self._judged: tuple[Any, str | None] | None = None
-        self.register_buffer("units", torch.tensor(network.units[: self.last]), persistent=False)
+        self.execution = execution or Execution()
+        self.last = self.exits[-1]
+        self.looked = tuple(self.exits[number - 1] for number in policy.needed)
+        self._standing = Standing(network, certificate, policy, self.execution)
+        self._flows = Flows(network, policy, self.exits, self.execution, gathering)
+        self.register_buffer("_exits", torch.tensor(self.exits), persistent=False)
+        self.register_buffer(
+            "_units", torch.tensor([network.units[e - 1] for e in self.exits]), persistent=False
+        )
         self.eval()
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> HaltingOutput:
         """Images (batch, channels, height, width) -> answers, each from the exit where it halted."""
-        self._check_input(images)
-        count, device = images.shape[0], images.device
-        logits = torch.empty(count, self.network.trunk.num_classes, device=device)
-        confidence = torch.empty(count, device=device)
-        taken = torch.empty(count, dtype=torch.long, device=device)
-        answered = torch.empty_like(taken)
-        rows = torch.arange(count, device=device)
-        waiting = torch.ones(count, dtype=torch.bool, device=device)
-        trunk, network = self.network.trunk, self.network
-        state, memory = trunk.stem(images), None
-        for number in range(1, self.last + 1):
-            state = network.advance(state, number)
-            stops, memory = self._decider.look(number, network.classify(number, state).float(), memory)
-            halts = waiting if number == self.last else waiting & stops
-            done = rows[halts]
-            logits[done], confidence[done] = memory.logits[halts], memory.confidence[halts].float()
-            taken[done], answered[done] = number, memory.exit[halts]
-            waiting = waiting & ~halts
-            left = int(waiting.sum())  # the one device-to-host copy of this segment
-            if not left:
-                break
-            if left < len(rows) and (
-                self.gather == "always" or len(rows) - left >= WORTH_GATHERING * len(rows)
-            ):
-                state, memory, rows = state.select(waiting), memory.select(waiting), rows[waiting]
-                waiting = torch.ones(left, dtype=torch.bool, device=device)
-        certified = self._certified(images)
-        return HaltingOutput(logits, taken, self.units[taken - 1], confidence, certified, answered)
+        # Not in inference mode, even if the caller is: buffers that are kept could not be written outside.
+        outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with outside, torch.no_grad():
+            self._check_input(images)
+            standing = self._standing
+            found = self._flows.of(standing.like, training=standing.training)(images)
+            certified = standing.speaks(images)
+            taken = found.taken - 1
+            return HaltingOutput(
+                found.logits,
+                self._exits.index_select(0, taken),
+                self._units.index_select(0, taken),
+                found.confidence,
+                certified,
+                self._exits.index_select(0, found.answered - 1),
+            )
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1, 16, 64), *, rounds: int = 5) -> SegmentTimes:
+        """Measure every segment at batch sizes up to the largest of these, and prepare for these.
+
+        Afterwards gathering is decided by these times, and memory stays as it is for batches up to the
+        largest. Seconds to minutes, depending on the network; `compile` and CUDA graphs are done here.
+        """
+        if not batch_sizes or any(
+            isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in batch_sizes
+        ):
+            raise ConfigError(f"batch sizes are {list(batch_sizes)!r}; give whole numbers of 1 or more")
+        like = next(self.network.parameters())
+        images = torch.rand(
+            max(batch_sizes), *self.network.trunk.image_shape, generator=torch.Generator().manual_seed(0)
+        )
+        images = images.to(device=like.device, dtype=like.dtype)
+        with torch.inference_mode(False), torch.no_grad():
+            times = segment_times(self._flows.of(self._standing.like), images, self.execution, rounds=rounds)
+        self._flows.gathers.times = times
+        for size in sorted(set(batch_sizes)):
+            self(images[:size])
+        return times
+
+    @property
+    def times(self) -> SegmentTimes | None:
+        """What `warm_up` measured; None before."""
+        return self._flows.gathers.times
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HaltingModel:
+        certificate = self._standing.certificate
+        twin = HaltingModel(
+            copy.deepcopy(self.network, memo), self.policy, exits=self.exits, gather=self.gather,
+            certificate=certificate, reference=self.reference, execution=self.execution,
+        )  # fmt: skip
+        memo[id(self)] = twin
+        given = {name: value for name, value in self.__dict__.items() if name not in twin.__dict__}
+        twin.__dict__.update(copy.deepcopy(given, memo))
+        return twin.train(self.training)
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """What is promised: a copy, which can't be edited in place; None where nothing is."""
+        return self._standing.certificate
 
     @property
     def void(self) -> str | None:
@@ -142,16 +178,7 @@ class HaltingModel(nn.Module):
 
         Looks again whenever weights change by what torch counts: changes through `tensor.data` go unseen.
         """
-        if self.certificate is None:
-            return "there is no certificate"
-        tensors = [*self.network.parameters(), *self.network.buffers()]
-        versions = [(id(t), -1 if t.is_inference() else t._version) for t in tensors]
-        runtime = runtime_on(tensors[0].device)
-        known = (versions, runtime, self.certificate, self.policy)
-        if self._judged is None or self._judged[0] != known:
-            found = why_void(self.certificate, weights_digest(self.network), self.policy, runtime)
-            self._judged = (copy.deepcopy(known), found)
-        return self._judged[1]
+        return self._standing.void
 
     def drift_monitor(self, *, alpha: float = 0.05, per: int | None = None) -> DriftMonitor:
         """A monitor of this model's answers: feed it `out.confidence` and `out.exit` of every batch.
@@ -167,14 +194,8 @@ class HaltingModel(nn.Module):
             )
         return DriftMonitor(*self.reference, exits=self.last, alpha=alpha, per=per)
 
-    def _certified(self, images: Tensor) -> bool:
-        """The promise was earned in evaluation mode and fp32; it speaks of nothing else."""
-        usual = images.dtype == torch.float32 and not any(m.training for m in self.network.modules())
-        return usual and not torch.is_autocast_enabled(images.device.type) and self.void is None
-
     def _check_input(self, images: Tensor) -> None:
-        like = next(self.network.parameters())
-        shape = self.network.trunk.image_shape
+        like, shape = self._standing.like, self.network.trunk.image_shape
         if not isinstance(images, Tensor):
             raise InputError(f"images must be a tensor, not {type(images).__name__}; see run.transform")
         if images.dim() != 4 or tuple(images.shape[1:]) != shape:
@@ -187,5 +208,23 @@ class HaltingModel(nn.Module):
             raise InputError(
                 f"images are {images.dtype} on {images.device}; the model is {like.dtype} on {like.device}"
             )
-        if not bool(torch.isfinite(images).all()):
-            raise InputError("images hold NaN or infinite values")
+
+
+def _checked(network: MultiExit, policy: HaltingTable, exits: Sequence[int] | None) -> tuple[int, ...]:
+    """The network's exits that the policy's are; `ConfigError` where policy and network do not fit."""
+    if not network.shares_prefix:
+        raise ConfigError(NO_HALTING)
+    mine = tuple(range(1, len(policy) + 1)) if exits is None else tuple(exits)
+    if len(mine) != len(policy):
+        raise ConfigError(f"the policy has {len(policy)} exits, {list(mine)} are {len(mine)}")
+    if exits is None and len(policy) > len(network):
+        raise ConfigError(f"the policy has {len(policy)} exits, the network {len(network)}: made for another")
+    if list(mine) != sorted({network.check_exit(exit) for exit in mine}):
+        raise ConfigError(f"exits are {list(mine)}; give them in ascending order, each once")
+    classes = policy.calibration.scales.shape[1]
+    if classes not in (1, network.trunk.num_classes):
+        raise ConfigError(
+            f"the policy is calibrated for {classes} classes, the network has "
+            f"{network.trunk.num_classes}: made for another"
+        )
+    return mine

@@ -5,24 +5,29 @@ A segment is the runtime's unit of work, and what is compiled, captured and expo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from odn_hybrid.deploy.halting.registering import registered
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.trunk import State
 
-__all__ = ["Segment", "segments_of"]
+__all__ = ["Segment", "Step", "flat", "segments_of"]
+
+#: Images, or a state at the exit before -> the state and the logits (batch, classes) at the next exit.
+Step = Callable[[State | Tensor], tuple[State, Tensor]]
 
 
 class Segment(nn.Module):
     """From one exit's state (or the images, `start` 0) to the next state and the logits there.
 
     `segment(*tensors)` takes images (batch, channels, height, width), or what the segment before gave after
-    its logits. It gives `(logits, *state)`: logits (batch, classes), then tensors (batch, ...) and tables that
-    all inputs share; the segment that nobody goes on from gives `(logits,)`.
+    its logits. It gives `(logits, *state)`: logits (batch, classes), then tensors (batch, ...) and tables
+    that all inputs share; the segment that nobody goes on from gives `(logits,)`.
 
     Args:
         network: exits of prefix plans.
@@ -43,23 +48,71 @@ class Segment(nn.Module):
         self._depth = network.units[start - 1] if start else 0
         self.before = len(cuts[self._depth].rows) if start else 1
         self.after = 0 if ends else len(cuts[network.units[stop - 1]].rows)
+        # Modules one after another are called at once; steps with bookkeeping between them cost microseconds.
+        self._chain = self._route.chain(self._depth, network.units[stop - 1], stem=not start)
+        self._known: tuple[int, list[nn.Module]] = (-1, [])
 
-    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+    def forward(self, *tensors: Any) -> tuple[Any, ...]:
         """See the class."""
-        state, logits = self.run(self.state(*tensors))
-        return (logits,) if self.ends else (logits, state.x, *state.streams, *state.tables)
+        state, logits = self._run(self.entry(*tensors))
+        return (logits,) if self.ends else (logits, *flat(state))
 
-    def state(self, *tensors: Any) -> State:
-        """The tensors that `forward` takes, as the state it goes on from."""
-        if not self.start:
-            return self.network.trunk.stem(tensors[0])
-        x, *streams = tensors[: self.before]
-        return State(x, self._depth, tuple(streams), tensors[self.before :], self._route)
+    def entry(self, *tensors: Any) -> State | Tensor:
+        """The tensors that `forward` takes, as what a `Step` goes on from: images or a state."""
+        return tensors[0] if not self.start else self._state(tensors, self._depth, self.before)
 
-    def run(self, state: State) -> tuple[State, Tensor]:
-        """From a state to the state and the logits at exit `stop`."""
+    def result(self, *tensors: Any) -> tuple[State, Tensor]:
+        """What `forward` gave, as state and logits; of the last segment the logits stand for the state."""
+        logits, *rest = tensors
+        depth = self.network.units[self.stop - 1]
+        if self.ends:
+            return State(logits, depth), logits
+        return self._state(tuple(rest), depth, self.after), logits
+
+    def _state(self, tensors: tuple[Any, ...], depth: int, rows: int) -> State:
+        x, *streams = tensors[:rows]
+        return State(x, depth, tuple(streams), tensors[rows:], self._route)
+
+    def run(self, entry: State | Tensor) -> tuple[State, Tensor]:
+        """From images or a state to the state and the logits at exit `stop`."""
+        if self._chain is not None:
+            x = entry if isinstance(entry, Tensor) else entry.x
+            for part in self._parts():
+                x = part(x)
+            state = State(x, self.network.units[self.stop - 1], (), (), self._route)
+            return state, self.network.classify(self.stop, state)
+        return self._run(entry)
+
+    def _run(self, entry: State | Tensor) -> tuple[State, Tensor]:
+        """The same, looking nothing up outside, which compilers and exporters would have to follow."""
+        state = self.network.trunk.stem(entry) if isinstance(entry, Tensor) else entry
         state = self.network.advance(state, self.stop)
         return state, self.network.classify(self.stop, state)
+
+    def _parts(self) -> list[nn.Module]:
+        """The chain's modules, looked up again when any module anywhere was replaced."""
+        now = registered()
+        if self._known[0] != now:
+            assert self._chain is not None
+            self._known = (now, [self.network.backbone.get_submodule(name) for name in self._chain])
+        return self._known[1]
+
+    def step(self, *, compiled: bool = False) -> Step:
+        """`run`, or the same through `torch.compile`."""
+        if not compiled:
+            return self.run
+        function = torch.compile(self)
+
+        def step(entry: State | Tensor) -> tuple[State, Tensor]:
+            tensors = (entry,) if isinstance(entry, Tensor) else flat(entry)
+            return self.result(*function(*tensors))
+
+        return step
+
+
+def flat(state: State) -> tuple[Any, ...]:
+    """The tensors of a state: those of the inputs, then those that all share."""
+    return (state.x, *state.streams, *state.tables)
 
 
 def segments_of(network: MultiExit, exits: Sequence[int], route: Any = None) -> list[Segment]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable
@@ -14,30 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from odn_hybrid.errors import CertificateError, ConfigError, InputError
+from odn_hybrid.config import DynamicConfig, to_dict
+from odn_hybrid.errors import ConfigError, InputError
 from odn_hybrid.outputs import ExitRecord
 from odn_hybrid.stopping import (
     BRIER_RANGE,
     FAMILIES,
     Calibration,
-    GroupsCertificate,
-    HaltingTable,
-    SequenceCertificate,
     brier_scores,
     top_k_correct,
 )
+from odn_hybrid.stopping.promises.speaking import policy_digest, why_void
 
 __all__ = [
     "BoundedLoss",
     "Promise",
     "losses_digest",
     "policy_digest",
+    "promise_of",
     "values_by_exit",
     "why_void",
 ]
 
 GROUPINGS = (None, "class", "exit")
-MOST_IMAGES, MOST_PARTS = 2_000_000, 2_000  # of evidence that is worked out again when a model is loaded
 Loss = Callable[[NDArray[np.float64], NDArray[np.int64]], Any]
 
 
@@ -145,6 +143,12 @@ class Promise:
         return values
 
 
+def promise_of(config: DynamicConfig, **said: Any) -> Promise:
+    """The promise that a recipe asks for, with other answers where something was said."""
+    asked = {name: value for name, value in to_dict(config).items() if name in Promise.__dataclass_fields__}
+    return Promise(**{**asked, **{name: value for name, value in said.items() if value is not None}})
+
+
 def values_by_exit(
     measure: str | BoundedLoss, record: ExitRecord | None, calibration: Calibration | None
 ) -> NDArray[Any]:
@@ -194,65 +198,3 @@ def losses_digest(loss: BoundedLoss, record: ExitRecord) -> str:
         for k in range(record.logits.shape[1])
     ]
     return hashlib.sha256(np.ascontiguousarray(np.stack(values), dtype="<f8").tobytes()).hexdigest()
-
-
-def policy_digest(table: HaltingTable) -> str:
-    """sha256 of a halting table."""
-    return hashlib.sha256(json.dumps(table.to_dict(), sort_keys=True).encode()).hexdigest()
-
-
-def why_void(certificate: dict[str, Any], model: str, table: HaltingTable, runtime: str) -> str | None:
-    """Why `certificate` does not speak of a model; None where it does.
-
-    `model`: the weights' digest. Certified is what its own evidence bears out, for these weights, this policy
-    and this runtime and precision; the data it was earned on are named in it, and the drift monitor watches
-    whether inputs are still like them.
-    """
-    digests = certificate.get("digests")
-    if certificate.get("certified") is not True:
-        return "it was refused"
-    if not isinstance(digests, dict):
-        return "it does not say what it speaks of"
-    now = {"model": model, "policy": policy_digest(table), "runtime": runtime}
-    for name, value in now.items():
-        if digests.get(name) != value:
-            detail = f": {value}, earned with {digests.get(name)}" if name == "runtime" else ""
-            return f"the {name} is another than it was earned with{detail}"
-    return _unfounded(certificate)
-
-
-def _unfounded(certificate: dict[str, Any]) -> str | None:
-    """Why a certificate's own evidence does not bear it out, or None."""
-    evidence = certificate.get("evidence")
-    kind = certificate.get("kind")
-    if kind not in ("sequence", "groups") or not isinstance(evidence, dict):
-        return "its evidence is missing"
-    if not _plausible(evidence, kind):
-        return "its evidence is damaged (numbers of images)"
-    found: SequenceCertificate | GroupsCertificate
-    try:
-        if kind == "sequence":
-            found = SequenceCertificate.from_dict(evidence)
-        else:
-            found = GroupsCertificate.from_dict(evidence)
-    except (CertificateError, MemoryError, OverflowError) as error:
-        return f"its evidence is damaged ({error})"
-    if (
-        not found.certified
-        or found.drop != certificate.get("drop")
-        or found.delta != certificate.get("delta")
-    ):
-        return "it claims more than its evidence gives"
-    return None
-
-
-def _plausible(evidence: dict[str, Any], kind: str) -> bool:
-    """Whether numbers of images are such that working the tests out again takes seconds at most."""
-    parts = evidence.get("tested" if kind == "sequence" else "groups")
-    if not isinstance(parts, list) or len(parts) > MOST_PARTS:
-        return False
-    counts = [part.get("n") if isinstance(part, dict) else None for part in parts]
-    for part in parts:
-        inner = part.get("certificate") if isinstance(part, dict) else None
-        counts += [inner.get("n")] if isinstance(inner, dict) else []
-    return all(isinstance(n, int) and 0 <= n <= MOST_IMAGES for n in counts)

@@ -13,16 +13,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odn_hybrid.backbone import BackboneSpec, build_backbone
 from odn_hybrid.errors import InputError, ModelError
 from odn_hybrid.exits import build_head
+from odn_hybrid.folding import apply_fold
 from odn_hybrid.trunk import Trunk
 from odn_hybrid.trunk.layout import Layout
 from odn_hybrid.trunk.route import Route
 
-__all__ = ["CutPlan", "apply_plan", "build_cut"]
+__all__ = ["CutPlan", "apply_plan", "build_cut", "quicken"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class CutPlan:
         stem, units: the modules to run (form "chain"), and what each unit is called (form "program").
         head, head_args, layout: the exit head; `head` None means the backbone's own.
         image_shape: (channels, height, width) it was traced at.
+        folded: (layer, batch normalisation) that were made one after the cut, see `folding`.
+        channels_last: whether weights lie in memory with their channels last.
     """
 
     spec: BackboneSpec
@@ -57,6 +61,8 @@ class CutPlan:
     layout: Layout | None
     num_classes: int
     image_shape: tuple[int, int, int]
+    folded: tuple[tuple[str, str], ...] = ()
+    channels_last: bool = False
 
     @property
     def depth(self) -> int:
@@ -77,11 +83,21 @@ class CutPlan:
             for name in ("keep", "remove", "silence", "stem", "image_shape"):
                 values[name] = tuple(values[name])
             values["units"] = tuple(tuple(unit) for unit in values["units"])
+            values["folded"] = tuple(_two_names(pair) for pair in values.get("folded", ()))
             if values["form"] not in FORMS:
                 raise ValueError(f"form {values['form']!r}")
+            if not isinstance(values.get("channels_last", False), bool):
+                raise ValueError(f"channels_last {values['channels_last']!r}")
             return cls(**values)
         except (TypeError, KeyError, ValueError) as error:
             raise ModelError(f"the description of the saved model is damaged: {error}") from None
+
+
+def _two_names(pair: Any) -> tuple[str, str]:
+    layer, norm = pair
+    if not isinstance(layer, str) or not isinstance(norm, str):
+        raise ValueError(f"folded {pair!r}")
+    return layer, norm
 
 
 class _CutFeatures:
@@ -149,9 +165,9 @@ def build_cut(plan: CutPlan, backbone: nn.Module | None = None) -> nn.Module:
 
 
 def apply_plan(model: nn.Module, plan: CutPlan, head: nn.Module | None) -> nn.Module:
-    """Cut `model` in place by its plan; `head` is the exit's, None where the backbone's own stays.
+    """Cut `model` in place by its plan, and fold; `head` is the exit's, None where the backbone's own stays.
 
-    Raises `AttributeError` or `KeyError` for a module that the plan does not fit.
+    Raises `AttributeError`, `KeyError` or `ModelError` for a module that the plan does not fit.
     """
     if plan.form == "program":
         model.__dict__["_odn_route"] = _route(model, plan)
@@ -166,7 +182,13 @@ def apply_plan(model: nn.Module, plan: CutPlan, head: nn.Module | None) -> nn.Mo
     if mixin is not None:
         kind = type(model)
         model.__class__ = type(f"Cut{kind.__name__}", (mixin, kind), {"__module__": __name__})
-    return model
+    return quicken(model, plan)
+
+
+def quicken(model: nn.Module, plan: CutPlan) -> nn.Module:
+    """Fold a cut model by its plan, and lay its weights out, in place."""
+    apply_fold(model, plan.folded)
+    return model.to(memory_format=torch.channels_last) if plan.channels_last else model
 
 
 def _route(model: nn.Module, plan: CutPlan) -> Route:

@@ -1,35 +1,47 @@
 """Static truncation: the backbone with fewer units, as a plain module with its own keys.
 
 The units that a depth plan leaves out are gone and, for a prefix, the exit's head stands where the classifier
-stood. Of the forms a cut model can have (`cutting.py`) the first that gives the right logits is taken.
+stood. Of the forms a cut model can have (`cutting.py`) the first that gives the right logits is taken. For
+full speed batch normalisations can be folded into the layers before them (`folding`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from odn_hybrid.backbone import BackboneSpec, evaluating, spec_of
 from odn_hybrid.config import ExitConfig
-from odn_hybrid.deploy.truncation.cutting import CutPlan, apply_plan, build_cut
+from odn_hybrid.deploy.truncation.cutting import CutPlan, apply_plan, build_cut, quicken
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.exits import MultiExit, unused_modules
+from odn_hybrid.folding import fold_pairs
+from odn_hybrid.training.devices.compiling import check_compiler
 from odn_hybrid.trunk import DepthPlan, Trunk
 
-__all__ = ["CutPlan", "build_cut", "cut", "truncate"]
+__all__ = ["CutPlan", "build_cut", "compiled", "cut", "truncate"]
 
 TOLERANCE = 1e-5  # largest difference of logits between the cut model and what it was cut from
+FOLDED = 1e-4  # and of a folded one, whose sums are rounded otherwise
 
 
-def truncate(network: MultiExit, exit: int, spec: BackboneSpec | None = None) -> nn.Module:
+def truncate(
+    network: MultiExit, exit: int, spec: BackboneSpec | None = None, *, fold: bool = False
+) -> nn.Module:
     """Cut `network` at exit 1..K: a plain, independent module with the logits of that exit.
 
     Its keys are the backbone's own (an exit's head stands under the classifier's name). The cut is checked on
     random images: raises `ModelError` if its logits differ from the exit's by more than 1e-5, relative to
     the largest where that exceeds 1.
+
+    With `fold`, batch normalisations go into the layers before them where that is exact, which leaves those
+    layers with a bias and the normalisations' keys out, and a network of image maps has its channels last in
+    memory. The result is for evaluation, its logits within 1e-4 of the exit's.
     """
     kept = network.plans[network.check_exit(exit) - 1]
     with network.as_exit(exit):
@@ -40,14 +52,16 @@ def truncate(network: MultiExit, exit: int, spec: BackboneSpec | None = None) ->
         with evaluating(network):
             return network.at(images, exit)
 
-    return _plain(network.trunk, kept, wanted, spec, model=model, exit=exit, head=head, config=network.config)
+    made = _plain(network.trunk, kept, wanted, spec, model=model, exit=exit, head=head, config=network.config)
+    return _folded(network.trunk, wanted, made) if fold else made
 
 
-def cut(trunk: Trunk, plan: DepthPlan, spec: BackboneSpec | None = None) -> nn.Module:
+def cut(trunk: Trunk, plan: DepthPlan, spec: BackboneSpec | None = None, *, fold: bool = False) -> nn.Module:
     """The network that a thin plan leaves: a plain, independent module of the backbone's own class and keys.
 
     No fit is needed: this is for pruning a trained model, which one then tunes oneself; until then its
     answers are poor. `odn.save` takes it. A prefix cannot be cut so: another head would have to answer.
+    `fold`: see `truncate`; a folded model is not for tuning.
 
     Raises:
         ConfigError: not a thin plan, or one without a unit that must stay. ModelError: the check on random
@@ -66,7 +80,8 @@ def cut(trunk: Trunk, plan: DepthPlan, spec: BackboneSpec | None = None) -> nn.M
         with evaluating(trunk.model):
             return trunk.tail(trunk.follow(trunk.stem(images), plan))
 
-    return _plain(trunk, plan, wanted, spec)
+    made = _plain(trunk, plan, wanted, spec)
+    return _folded(trunk, wanted, made) if fold else made
 
 
 def _check_plan(trunk: Trunk, plan: DepthPlan) -> None:
@@ -114,7 +129,7 @@ def _plain(
         except (AttributeError, KeyError) as error:
             problem = problem or str(error)
             continue
-        wrong = _difference(trunk, wanted, made)
+        wrong = _difference(trunk, wanted, made, TOLERANCE)
         if not wrong:
             return made
         problem = problem or wrong
@@ -169,19 +184,47 @@ def _cut_plan(
     )
 
 
-@torch.no_grad()
-def _difference(trunk: Trunk, wanted: Callable[[Tensor], Tensor], model: nn.Module) -> str:
-    """What is wrong with a cut model's logits on random images; empty if nothing is."""
+def _folded(trunk: Trunk, wanted: Callable[[Tensor], Tensor], model: nn.Module) -> nn.Module:
+    """A cut model, folded in place."""
+    pairs = fold_pairs(model, _some_images(trunk))
+    plan: CutPlan = model.__dict__["_odn_plan"]
+    plan = replace(plan, folded=pairs, channels_last=trunk.layout(1).kind == "NCHW")
+    model.__dict__["_odn_plan"] = plan
+    wrong = _difference(trunk, wanted, quicken(model, plan), FOLDED)
+    if wrong:
+        raise ModelError(
+            f"{type(trunk.model).__name__}, folded, does not give the logits it gave before ({wrong}): leave "
+            "fold out"
+        )
+    return model
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """`model` through `torch.compile`: it compiles at the first call, and when the shape of images changes.
+
+    Raises `ConfigError` where the device has no compiler.
+    """
+    check_compiler(next(model.parameters()).device)
+    return cast(nn.Module, torch.compile(model))
+
+
+def _some_images(trunk: Trunk) -> Tensor:
     like = next(trunk.model.parameters())
     images = torch.rand(2, *trunk.image_shape, generator=torch.Generator().manual_seed(0))
-    images = images.to(device=like.device, dtype=like.dtype)
+    return images.to(device=like.device, dtype=like.dtype)
+
+
+@torch.no_grad()
+def _difference(trunk: Trunk, wanted: Callable[[Tensor], Tensor], model: nn.Module, tolerance: float) -> str:
+    """What is wrong with a cut model's logits on random images; empty if nothing is."""
+    images = _some_images(trunk)
     right = wanted(images)
     with evaluating(model):
         try:
             difference = float((right - model(images)).abs().max())
         except (RuntimeError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             return " ".join(str(error).split())[:200] or type(error).__name__
-    allowed = TOLERANCE * max(1.0, float(right.abs().max()))
-    if like.dtype == torch.float32 and not difference <= allowed:
+    allowed = tolerance * max(1.0, float(right.abs().max()))
+    if images.dtype == torch.float32 and not difference <= allowed:
         return f"difference {difference:.2g}"
     return ""

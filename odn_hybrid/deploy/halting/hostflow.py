@@ -1,0 +1,192 @@
+"""A batch through the segments on the CPU: shapes change as inputs leave, decisions are numpy's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from odn_hybrid.deploy.halting.profit import Gathering
+from odn_hybrid.deploy.halting.segments import Step
+from odn_hybrid.errors import InputError
+from odn_hybrid.stopping import HaltingTable, Looker, One, Seen
+from odn_hybrid.trunk import State
+
+__all__ = ["NOT_FINITE", "Answers", "Casting", "HostFlow", "Part", "check_finite"]
+
+#: Makes a context in which the network computes.
+Casting = Callable[[], AbstractContextManager[Any]]
+NOT_FINITE = "images hold NaN or infinite values"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Per input: logits (batch, classes), confidence, where it stopped and which exit answered.
+
+    Exits are numbered as in the policy.
+    """
+
+    logits: Tensor
+    confidence: Tensor
+    taken: Tensor
+    answered: Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """One segment on a batch of its own, for measuring.
+
+    `run` it, with its head and its decision; `gather` as many inputs after it.
+    """
+
+    run: Callable[[], object]
+    gather: Callable[[], object]
+
+
+class HostFlow:
+    """Runs segments on batches of any size; keeps nothing between calls.
+
+    Args:
+        steps: what runs each segment, from the images to the policy's last exit.
+        numbers: per segment, the number in the policy of the exit where it ends.
+        gathers: the rule by which survivors are gathered, see `profit`.
+        layout: of the images as the network takes them.
+        casting: makes a context for the precision.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        numbers: Sequence[int],
+        policy: HaltingTable,
+        gathers: Gathering,
+        layout: torch.memory_format = torch.contiguous_format,
+        casting: Casting = nullcontext,
+    ) -> None:
+        self.steps, self.numbers = steps, numbers
+        self.looker = Looker(policy)
+        self.gathers, self.layout, self.casting = gathers, layout, casting
+
+    def __call__(self, images: Tensor) -> Answers:
+        """Answers of images (batch, channels, height, width), in their order."""
+        check_finite(images)
+        with self.casting():
+            return self._one(images) if len(images) == 1 else self._several(images)
+
+    def _one(self, images: Tensor) -> Answers:
+        """A single input, which leaves alone: nothing to gather, and little else that would take time."""
+        state: State | Tensor = images.contiguous(memory_format=self.layout)
+        one: One | None = None
+        number = 0
+        for step, number in zip(self.steps, self.numbers, strict=True):
+            state, answers = step(state)
+            stops, one = self.looker.look_one(number, _plain(answers)[0], one)
+            if stops:
+                break
+        assert one is not None
+        return Answers(
+            torch.from_numpy(one.logits[None].copy()),
+            torch.tensor([one.confidence]),
+            torch.tensor([number]),
+            torch.tensor([one.exit]),
+        )
+
+    def _several(self, images: Tensor) -> Answers:
+        writer = _Writer(len(images))
+        state: State | Tensor = images.contiguous(memory_format=self.layout)
+        seen: Seen | None = None
+        rows: NDArray[np.intp] = np.arange(len(images))  # whose the rows of the state are
+        waiting = np.ones(len(images), dtype=bool)  # which of these rows have no answer yet
+        last = len(self.steps) - 1
+        for index, (step, number) in enumerate(zip(self.steps, self.numbers, strict=True)):
+            state, answers = step(state)
+            stops, seen = self.looker.look(number, _plain(answers), seen)
+            halts = waiting if index == last else waiting & stops
+            leaving = np.flatnonzero(halts)
+            if not leaving.size:
+                continue
+            writer.write(rows[leaving], seen.select(leaving), number)
+            waiting = waiting & ~halts
+            staying = np.flatnonzero(waiting)
+            if not staying.size:
+                break
+            if self.gathers(index, len(rows), len(staying)):
+                state = state.select(torch.from_numpy(staying))
+                seen, rows = seen.select(staying), rows[staying]
+                waiting = np.ones(len(staying), dtype=bool)
+        return writer.answers()
+
+    def parts(self, images: Tensor) -> list[Part]:
+        """See `timing.Timed`."""
+        found = []
+        state: State | Tensor = images.contiguous(memory_format=self.layout)
+        seen: Seen | None = None
+        everybody = np.arange(len(images))
+        for step, number in zip(self.steps, self.numbers, strict=True):
+
+            def run(
+                step: Step = step,
+                number: int = number,
+                entry: State | Tensor = state,
+                seen: Seen | None = seen,
+            ) -> object:
+                with self.casting():
+                    after, answers = step(entry)
+                return after, self.looker.look(number, _plain(answers), seen)[1]
+
+            state, seen = run()  # type: ignore[misc]
+
+            def gather(state: Any = state, seen: Any = seen) -> object:
+                return state.select(torch.from_numpy(everybody)), seen.select(everybody)
+
+            found.append(Part(run, gather))
+        return found
+
+
+def _plain(answers: Tensor) -> NDArray[np.float32]:
+    """Logits as numpy has them; without a copy if they are fp32."""
+    plain: NDArray[np.float32] = (answers if answers.dtype == torch.float32 else answers.float()).numpy()
+    return plain
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise `InputError` where images hold NaN or infinite values."""
+    # A sum is several times faster to look at than every pixel, and never finite if one pixel is not.
+    if not math.isfinite(float(images.sum())) and not bool(torch.isfinite(images).all()):
+        raise InputError(NOT_FINITE)
+
+
+class _Writer:
+    """Collects answers; who leave together and are everybody need no copy."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.logits: NDArray[np.float32] | None = None
+        self.confidence = np.empty(count, dtype=np.float32)
+        self.taken = np.empty(count, dtype=np.int64)
+        self.answered = np.empty(count, dtype=np.int64)
+
+    def write(self, rows: NDArray[np.intp], seen: Seen, number: int) -> None:
+        """Inputs `rows` stop at exit `number` with what `seen` holds of them."""
+        if self.logits is None:
+            self.logits = np.empty((self.count, seen.logits.shape[1]), dtype=np.float32)
+        self.logits[rows], self.confidence[rows] = seen.logits, seen.confidence
+        self.taken[rows] = number
+        self.answered[rows] = number if seen.exit is None else seen.exit
+
+    def answers(self) -> Answers:
+        """All of them, as tensors."""
+        assert self.logits is not None
+        return Answers(
+            torch.from_numpy(self.logits),
+            torch.from_numpy(self.confidence),
+            torch.from_numpy(self.taken),
+            torch.from_numpy(self.answered),
+        )

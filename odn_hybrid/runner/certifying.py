@@ -1,0 +1,115 @@
+"""A promise for the runtime where an export runs: earned on fresh images, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from odn_hybrid.errors import ConfigError, StorageError
+from odn_hybrid.runner.files import MANIFEST, export_folder
+from odn_hybrid.runner.loading import load
+from odn_hybrid.runner.manifest import Manifest
+from odn_hybrid.runner.running import SegmentsRunner
+from odn_hybrid.stopping import certify_sequence, look_level
+from odn_hybrid.stopping.checks import as_labels
+from odn_hybrid.stopping.promises.speaking import policy_digest
+
+__all__ = ["certify"]
+
+
+def certify(
+    path: str | Path,
+    images: NDArray[np.float32],
+    labels: ArrayLike,
+    *,
+    drop: float = 0.01,
+    delta: float = 0.05,
+    threads: int | None = None,
+    batch: int = 64,
+) -> dict[str, Any]:
+    """Try to earn "an accuracy at most `drop` below the deepest exit's, with confidence 1 - `delta`".
+
+    Both are measured in this runtime. What is found is kept in the manifest, also a refusal; where it is
+    certified, answers of the export say so from the next `load` on. The same images again are a further
+    attempt, which spends a smaller part of `delta`.
+
+    Args:
+        path: an export of format "onnx-segments".
+        images, labels: (n, channels, height, width) as the runner takes them, and (n,). They must have
+            decided nothing yet: not images of the certification split, which has chosen the policy.
+        batch: images given at once.
+
+    Raises:
+        ExportError, InputError, ConfigError: as `load` and the runner do.
+        StorageError: the manifest cannot be written.
+    """
+    runner = load(path, threads=threads)
+    if not isinstance(runner, SegmentsRunner):
+        raise ConfigError("only an export of format 'onnx-segments' gives the deepest exit's answers too")
+    if type(batch) is not int or batch < 1:
+        raise ConfigError(f"batch is {batch!r}; it must be a whole number from 1")
+    manifest = runner.manifest
+    deepest, given = [], []
+    for start in range(0, max(len(images), 1), batch):
+        part = images[start : start + batch]
+        given.append(runner(part).logits.argmax(1))
+        deepest.append(runner.every_exit(part)[:, -1].argmax(1))
+    wanted = as_labels(labels, len(images), manifest.classes)
+    data = hashlib.sha256(np.ascontiguousarray(images).tobytes() + wanted.tobytes()).hexdigest()
+    attempt = _attempts(manifest, data) + 1
+    level = look_level(delta, attempt)
+    right = [np.concatenate(answers) == wanted for answers in (deepest, given)]
+    found = certify_sequence(
+        right[0], right[1][None], drop=drop, delta=level, reference=f"exit {manifest.exits[-1]}",
+        data="the images given",
+    )  # fmt: skip
+    digests = {
+        "data": data,
+        "model": manifest.digest,
+        "policy": policy_digest(manifest.policy),
+        "runtime": runner.runtime,
+    }
+    certificate = {
+        "kind": "sequence",
+        "drop": found.drop,
+        "delta": found.delta,
+        "certified": found.certified,
+        "statement": f"{found.statement} (attempt {attempt} on these images, in {runner.runtime})",
+        "n": len(wanted),
+        "upper_bound": found.upper_bound,
+        "needed_n": found.needed_n,
+        "asked_delta": delta,
+        "attempt": attempt,
+        "digests": digests,
+        "evidence": found.to_dict(),
+    }
+    _keep(export_folder(path), replace(manifest, certificate=certificate))
+    return certificate
+
+
+def _attempts(manifest: Manifest, data: str) -> int:
+    """How often these images were looked at before."""
+    before = manifest.certificate or {}
+    digests, attempt = before.get("digests"), before.get("attempt")
+    same = isinstance(digests, dict) and digests.get("data") == data
+    return attempt if same and type(attempt) is int and attempt > 0 else 0
+
+
+def _keep(folder: Path, manifest: Manifest) -> None:
+    """The manifest anew, whole or not at all."""
+    beside = folder / f".{MANIFEST}.{os.getpid()}.tmp"
+    try:
+        beside.write_text(json.dumps(manifest.to_dict(), indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, folder / MANIFEST)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {folder / MANIFEST}: {error.strerror or error}; the folder is as it was"
+        ) from None

@@ -1,0 +1,186 @@
+"""A halting table put to work exit after exit, on the host: what `HaltingTable.decide` decides, in steps.
+
+For runtimes: at one exit only the inputs that are still running are at hand, and the work per call must be
+small beside a few units of a small network.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odn_hybrid.stopping.policies.tables import HaltingTable
+
+__all__ = ["Looker", "One", "Seen"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is remembered of the inputs still running, (batch,) each unless said otherwise.
+
+    Attributes:
+        logits: (batch, classes) of the answer so far; `confidence`: its calibrated probability.
+        exit: whose answer it is, by its number in the table; None where it is the latest exit's for all.
+        said: the latest exit's answer.
+        streak: exits in a row that gave it; None where the table doesn't ask.
+        score: readiness to stop.
+    """
+
+    logits: NDArray[np.float32]
+    confidence: NDArray[np.float64]
+    exit: NDArray[np.int64] | None
+    said: NDArray[np.int64]
+    streak: NDArray[np.int64] | None
+    score: NDArray[np.float64]
+
+    def select(self, rows: NDArray[np.intp]) -> Seen:
+        """Of some of the inputs, by their numbers."""
+        return Seen(
+            self.logits[rows],
+            self.confidence[rows],
+            None if self.exit is None else self.exit[rows],
+            self.said[rows],
+            None if self.streak is None else self.streak[rows],
+            self.score[rows],
+        )
+
+
+class One(NamedTuple):
+    """What is remembered of a single input: `Seen` in plain numbers, which are quicker to work with."""
+
+    logits: NDArray[np.float32]
+    confidence: float
+    exit: int
+    said: int
+    streak: int
+    score: float
+
+
+class Looker:
+    """Looks at one exit after another, at all that the table needs, and says which inputs stop there."""
+
+    def __init__(self, table: HaltingTable) -> None:
+        self.table = table
+        scales, shifts = table.calibration.scales, table.calibration.shifts
+        self._scales = [np.asarray(row, dtype=np.float64) for row in scales]
+        self._shifts = [np.asarray(row, dtype=np.float64) if np.any(row) else None for row in shifts]
+        self._alike = [row[0] == row[1] for row in table.rows]
+        self._rules = [
+            [(np.asarray(edges, dtype=np.float64), np.asarray(stops, dtype=bool)) for edges, stops in row]
+            for row in table.rows
+        ]
+
+    def look(
+        self, number: int, logits: NDArray[np.float32], before: Seen | None
+    ) -> tuple[NDArray[np.bool_], Seen]:
+        """Exit `number` (from 1) gave `logits` (batch, classes): who stops (batch,), and the memory."""
+        said = logits.argmax(1)
+        confidence, score = self._scored(number, logits, said)
+        streak = None
+        if self.table.score == "streak":
+            streak = np.ones(len(said), dtype=np.int64)
+            if before is not None:
+                assert before.streak is not None
+                streak = np.where(said == before.said, before.streak + 1, 1)
+            score = streak.astype(np.float64)
+        seen = Seen(logits, confidence, None, said, streak, score)
+        if self.table.recall is not None:
+            seen = self._recalled(number, before, seen)
+        return self._decided(number, before, seen), seen
+
+    def look_one(self, number: int, logits: NDArray[np.float32], before: One | None) -> tuple[bool, One]:
+        """As `look`, for a single input: `logits` (classes,)."""
+        said = int(logits.argmax())
+        confidence, score = self._scored_one(number, logits, said)
+        streak = 1 if before is None or said != before.said else before.streak + 1
+        if self.table.score == "streak":
+            score = float(streak)
+        one = One(logits, confidence, number, said, streak, score)
+        recall = self.table.recall
+        if recall is not None and before is not None and before.confidence - confidence >= recall[number - 1]:
+            one = before._replace(said=said, streak=streak)
+        if number == len(self.table):
+            return True, one
+        edges, stops = self.table.rows[number - 1][before is not None and said == before.said]
+        return stops[bisect_right(edges, one.score)], one
+
+    def _scored_one(self, number: int, logits: NDArray[np.float32], said: int) -> tuple[float, float]:
+        """As `_scored`, for a single input."""
+        weights = logits * self._scales[number - 1]
+        shift = self._shifts[number - 1]
+        if shift is not None:
+            weights += shift
+        weights -= weights.max()
+        kind, classes = self.table.score, len(weights)
+        logs = weights.copy() if kind == "entropy" else weights
+        np.exp(weights, out=weights)
+        total, own = float(weights.sum()), float(weights[said])
+        sure = own / total
+        if kind == "margin":
+            weights[said] = 0.0
+            return sure, (own - float(weights.max())) / total
+        if kind == "entropy" and classes > 1:
+            entropy = float(np.log(total)) - float((weights * logs).sum()) / total
+            return sure, 1.0 - entropy / math.log(classes)
+        return sure, 1.0 if kind == "entropy" else sure
+
+    def _scored(
+        self, number: int, logits: NDArray[np.float32], said: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Calibrated probability of the answers, and the score."""
+        weights = logits * self._scales[number - 1]  # in float64: see deploy/halting/deciding.py
+        shift = self._shifts[number - 1]
+        if shift is not None:
+            weights += shift
+        weights -= weights.max(1, keepdims=True)
+        kind, classes = self.table.score, weights.shape[1]
+        logs = weights.copy() if kind == "entropy" else weights
+        np.exp(weights, out=weights)
+        total, rows = weights.sum(1), np.arange(len(said))
+        own = weights[rows, said]
+        sure = own / total
+        if kind == "margin":
+            weights[rows, said] = 0.0
+            return sure, (own - weights.max(1)) / total
+        if kind == "entropy":
+            entropy = np.log(total) - (weights * logs).sum(1) / total
+            return sure, 1.0 - entropy / math.log(classes) if classes > 1 else np.ones_like(sure)
+        return sure, sure
+
+    def _recalled(self, number: int, before: Seen | None, now: Seen) -> Seen:
+        """The answer so far is kept where it is more confident by at least the exit's handicap."""
+        assert self.table.recall is not None
+        place = np.full(len(now.said), number, dtype=np.int64)
+        if before is None:
+            return replace(now, exit=place)
+        assert before.exit is not None
+        keeps = before.confidence - now.confidence >= self.table.recall[number - 1]
+        return replace(
+            now,
+            logits=np.where(keeps[:, None], before.logits, now.logits),
+            confidence=np.where(keeps, before.confidence, now.confidence),
+            exit=np.where(keeps, before.exit, place),
+            score=np.where(keeps, before.score, now.score),
+        )
+
+    def _decided(self, number: int, before: Seen | None, seen: Seen) -> NDArray[np.bool_]:
+        differs, same = self._rules[number - 1]
+        if number == len(self.table):
+            return np.ones(len(seen.said), dtype=bool)
+        stops = _ruled(differs, seen.score)
+        if before is None or self._alike[number - 1]:
+            return stops
+        return np.where(seen.said == before.said, _ruled(same, seen.score), stops)
+
+
+def _ruled(
+    rule: tuple[NDArray[np.float64], NDArray[np.bool_]], score: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    edges, stops = rule
+    decided: NDArray[np.bool_] = stops[edges.searchsorted(score, side="right")]
+    return decided
