@@ -18,6 +18,7 @@ from torch import Tensor
 
 from odn_hybrid.backbone import evaluating
 from odn_hybrid.data import Preprocess, Split, make_loader
+from odn_hybrid.errors import ConfigError
 from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
 
@@ -95,6 +96,8 @@ def record_outputs(
     """
     device = next(network.parameters()).device
     execution = execution or Execution()
+    if execution.compile:
+        raise ConfigError("outputs are recorded eagerly; compiled networks have last digits of their own")
     maps = network.trunk.layout(1).kind == "NCHW"
     rank, count = (0, 1) if sharing is None else (sharing.rank, sharing.count)
     exits = len(network) if upto is None else upto

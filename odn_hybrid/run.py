@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,20 +202,27 @@ class Run:
                 policy that is as cheap as `max_macs`.
         """
         promise = self._promise(drop=drop, delta=delta, policy=policy, **more)
-        form = execution or self._execution
+        form = execution or self.execution_
+        eager = replace(form, compile=False)  # as outputs are recorded
+        if certify and form.compile:
+            raise ConfigError(
+                "a compiled runtime has last digits of its own, and outputs are recorded eagerly: give "
+                "certify=False with compile"
+            )
         asked = Asked(promise, self.parts.policy["reference"], optimise_for, batch, exits)
         network = served(self.network, form)
         certificate = None
         if certify:
-            made = self._certify(asked, network, form)
+            made = self._certify(asked, network, eager)
             if not made.certificate["certified"]:
                 raise CertificateError(made.certificate["statement"])
             member, certificate, looked = made.policy, made.certificate, made.exits
         else:
-            looks = asked.looks(network, self.parts.costs, self._record("calibration", network, form), form)
-            member = uncertified_policy(promise, self._record("calibration", network, form), looks)
+            calibration = self._record("calibration", network, eager)
+            looks = asked.looks(network, self.parts.costs, calibration, eager)
+            member = uncertified_policy(promise, calibration, looks)
             looked = looks.exits
-        held = self._record("certification", network, form).of(looked)
+        held = self._record("certification", network, eager).of(looked)
         seen = evaluate_policy(member, held, self.parts.costs.passing(looked))
         model = HaltingModel(
             network.copy() if network is self.network else network, member.table, exits=looked, gather=gather,
@@ -244,7 +251,7 @@ class Run:
             A dictionary: `certified`, `statement`, `drop`, `delta`, `n`, `upper_bound`, `needed_n`,
             `attempt`, `policy`, `mean_macs`, `digests` (what it speaks of) and `evidence`.
         """
-        promise, form = self._promise(drop=drop, delta=delta, policy=policy, **more), self._execution
+        promise, form = self._promise(drop=drop, delta=delta, policy=policy, **more), self.execution_
         asked = Asked(promise, self.parts.policy["reference"])
         return dict(self._certify(asked, served(self.network, form), form).certificate)
 
@@ -262,9 +269,14 @@ class Run:
         return promise
 
     @property
-    def _execution(self) -> Execution:
-        """How the fit recorded, and promised: runs of earlier releases did not fold."""
-        return Execution(fold="folded" in str(self.parts.policy.get("runtime", "folded")).split())
+    def execution_(self) -> Execution:
+        """How the fit recorded outputs, and promised: runs of earlier releases did not fold."""
+        policy = self.parts.policy
+        known = policy.get("runtime")
+        if known is None:  # lost by an earlier release; certificates say it too
+            earned = [policy.get("certificate"), *(entry["certificate"] for entry in policy["ledger"])]
+            known = next((c["digests"]["runtime"] for c in earned if c and "digests" in c), "")
+        return Execution(fold="folded" in str(known).split())
 
     def _certify(self, asked: Asked, network: MultiExit, form: Execution) -> DynamicResult:
         calibration, certification = (
@@ -340,7 +352,7 @@ class Run:
         policy = {**parts.policy, "ledger": self._ledger()}
         return Subject(
             parts.network, parts.spec, parts.costs, parts.report, policy, self.transform, self._record,
-            self._execution,
+            self.execution_,
         )  # fmt: skip
 
     def _test_split(self, data: Any) -> Split:
@@ -381,7 +393,7 @@ class Run:
         Also where they are of other weights or of another runtime than asked for: what is certified is what
         the network does now. Default: as the fit recorded.
         """
-        form = form or self._execution
+        form = form or self.execution_
         network = network or served(self.network, form)
         now = (name, weights_digest(network), form.name(next(network.parameters()).device))
         kept = self.parts.records.get(name)
@@ -391,7 +403,7 @@ class Run:
             split, reference = self._data().splits[name], self.parts.policy["reference"]
             found = record_outputs(network, split, self.transform, upto=reference, execution=form)
             self._records[now] = found
-            if form == self._execution:
+            if form == self.execution_:
                 self.parts.records[name] = found
         return self._records[now]
 

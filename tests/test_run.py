@@ -21,6 +21,7 @@ from odn_hybrid.errors import (
     ModelError,
     RunDirError,
 )
+from odn_hybrid.execution import Execution
 from odn_hybrid.fitting import fit
 from odn_hybrid.run import Run
 from odn_hybrid.stopping import FAMILIES, look_level
@@ -353,6 +354,36 @@ def test_the_embedded_set_is_too_small_for_a_tenth_of_a_point() -> None:
 
 def images_of_digits(run: Run) -> torch.Tensor:
     return run.transform(np.zeros((3, 8, 8), np.uint8))
+
+
+def test_how_outputs_were_recorded_is_remembered(tiny: dict[str, Any]) -> None:
+    for fold, runtime in ((True, "eager fp32 folded cpu"), (False, "eager fp32 cpu")):
+        changes = {**tiny["overrides"], "expansion.start": 4, "dynamic.fold": fold, "dynamic.drop": 0.5}
+        run = fit(**{**tiny, "overrides": changes})
+        assert run.parts.policy["runtime"] == runtime
+        attempts = len(run.ledger)
+        assert bool(run.dynamic(drop=0.5).network.folds) is fold
+        assert len(run.ledger) == attempts  # the fit's own promise again
+        with pytest.raises(ConfigError, match="certify=False with compile"):
+            run.dynamic(drop=0.5, execution=Execution(fold=fold, compile=True))
+
+
+def test_exits_that_pay_are_chosen_before_the_promise(run: Run) -> None:
+    fast = run.dynamic(drop=0.6, optimise_for="latency")
+    last = run.report_["reference"]["exit"]
+    assert fast.exits[-1] == last and fast.times is not None and fast.void is None
+    assert fast.certificate is not None and fast.certificate["exits"] == list(fast.exits)
+    assert f"exit {last}" in fast.certificate["statement"]
+    attempts = len(run.ledger)
+    again = run.dynamic(drop=0.6, optimise_for="latency")  # measured times are not what was promised
+    assert again.exits == fast.exits and len(run.ledger) == attempts
+    some = run.dynamic(drop=0.6, exits=(1, last))
+    assert some.exits == (1, last) and some.void is None
+    for wrong in ({"exits": (last, 1)}, {"exits": (1,)}, {"optimise_for": "speed"}, {"batch": 3}):
+        with pytest.raises(ConfigError):
+            run.dynamic(drop=0.6, **wrong)
+    with pytest.raises(ConfigError, match="give one"):
+        run.dynamic(drop=0.6, exits=(1, last), optimise_for="latency")
 
 
 # --- compare ----------------------------------------------------------------------------------------

@@ -269,7 +269,7 @@ def test_graphs_in_each_others_place(spoiled: Path) -> None:
         (b'{"schema": 2}', "schema 2, this release reads 1: use the release that wrote it"),
         (b'{"schema": "1"}', "schema '1'"),
         (b'{"schema": true}', "schema True"),
-        (b'{"schema": 1}', "it lacks certificate"),
+        (b'{"schema": 1}', "it lacks attempts"),
     ],
 )
 def test_manifests_that_are_none(spoiled: Path, text: bytes, says: str) -> None:

@@ -30,7 +30,10 @@ def write_run(rundir: RunDir, parts: RunParts) -> None:
     rundir.save_tensors(WEIGHTS_FILE, parts.network.backbone.state_dict())
     rundir.save_tensors(EXITS_FILE, parts.network.exit_parts())
     outputs: dict[str, Tensor] = {}
+    made = next(iter(parts.records.values()), None)
     for name, record in parts.records.items():
+        if made is None or (record.runtime, record.model) != (made.runtime, made.model):
+            continue  # one runtime is written for all
         outputs[f"{name}.logits"] = torch.from_numpy(record.logits)
         outputs[f"{name}.labels"] = torch.from_numpy(record.labels)
     if sum(value.numel() * value.element_size() for value in outputs.values()) <= MAX_OUTPUT_BYTES:
@@ -38,7 +41,6 @@ def write_run(rundir: RunDir, parts: RunParts) -> None:
     if not rundir.read_history():  # a run that was fitted in memory and is saved now
         for row in parts.history:
             rundir.append_history(row)
-    made = next(iter(parts.records.values()), None)
     recorded = {"runtime": made.runtime if made else None, "recorded_with": made.model if made else None}
     rundir.write_json("policy.json", {**parts.policy, **recorded})
     rundir.write_json("report.json", parts.report)

@@ -67,7 +67,6 @@ def compare(
     where nothing is clearly faster, to keep the full network.
     """
     from odn_hybrid.artifacts import load_run
-    from odn_hybrid.execution import Execution
     from odn_hybrid.report.picture import check_picture, draw_comparison
     from odn_hybrid.rundir.files import to_plain
 
@@ -78,7 +77,10 @@ def compare(
     loaded.to(device)
     execution = None
     if compile or precision is not None or fold is not None:
-        execution = Execution(precision=precision or "fp32", fold=fold is not False, compile=compile)
+        said: dict[str, Any] = {"precision": precision, "fold": fold, "compile": compile or None}
+        execution = replace(
+            loaded.execution_, **{name: value for name, value in said.items() if value is not None}
+        )
     with _threads(threads):
         found = loaded.compare(
             batch_sizes=sizes,

@@ -88,7 +88,8 @@ def conclude(
         },
         "environment": environment(),
     }
-    return report, policy
+    made = records["selection"]
+    return report, {**policy, "runtime": made.runtime, "recorded_with": made.model}
 
 
 def _dynamic(

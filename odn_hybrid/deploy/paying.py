@@ -30,7 +30,7 @@ from odn_hybrid.stopping import Calibration, HaltingTable, Looker
 __all__ = ["AIMS", "ExitTimes", "measure_exits", "paying_exits"]
 
 AIMS = {"throughput": 64, "latency": 1}  # and the batch size that each is measured at, if none is given
-WORTH = 0.005  # an exit stays unless leaving it out saves less than this share of the time
+WORTH = 0.005  # fewer exits are better, as long as that costs no more than this share of the time
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def paying_exits(
 ) -> Looks:
     """At which exits to look so that inputs take the least time, with the accuracy promised on `calibration`.
 
-    From all exits, the one whose loss saves most is left out, again and again, as long as it saves anything.
+    From all exits, the one whose loss saves most is left out, again and again, as long as that costs nothing.
     """
     exits = tuple(range(1, reference + 1))
     best = _seconds(promise, calibration, costs, times, exits, batch)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from odn_hybrid.errors import ConfigError, StorageError
+from odn_hybrid.errors import ConfigError, InputError, StorageError
 from odn_hybrid.runner.files import MANIFEST, export_folder
 from odn_hybrid.runner.loading import load
 from odn_hybrid.runner.manifest import Manifest
@@ -36,9 +36,9 @@ def certify(
 ) -> dict[str, Any]:
     """Try to earn "an accuracy at most `drop` below the deepest exit's, with confidence 1 - `delta`".
 
-    Both are measured in this runtime. What is found is kept in the manifest, also a refusal; where it is
-    certified, answers of the export say so from the next `load` on. The same images again are a further
-    attempt, which spends a smaller part of `delta`.
+    Both are measured in this runtime, and the attempt is counted in the manifest. Where it is
+    certified, answers of the export say so from the next `load` on; a refusal leaves an earlier promise as it
+    was. Every call is an attempt, whatever the images, and spends a smaller part of `delta` than the last.
 
     Args:
         path: an export of format "onnx-segments".
@@ -56,15 +56,19 @@ def certify(
     if type(batch) is not int or batch < 1:
         raise ConfigError(f"batch is {batch!r}; it must be a whole number from 1")
     manifest = runner.manifest
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"images must be an array, not {type(images).__name__}")
+    if not 0 <= drop < 1 or not 0 < delta < 1:
+        raise ConfigError(f"drop is {drop!r} and delta {delta!r}: they must be in [0, 1) and (0, 1)")
+    wanted = as_labels(labels, len(images), manifest.classes)
+    attempt = manifest.attempts + 1
+    level = look_level(delta, attempt)
     deepest, given = [], []
     for start in range(0, max(len(images), 1), batch):
         part = images[start : start + batch]
         given.append(runner(part).logits.argmax(1))
         deepest.append(runner.every_exit(part)[:, -1].argmax(1))
-    wanted = as_labels(labels, len(images), manifest.classes)
     data = hashlib.sha256(np.ascontiguousarray(images).tobytes() + wanted.tobytes()).hexdigest()
-    attempt = _attempts(manifest, data) + 1
-    level = look_level(delta, attempt)
     right = [np.concatenate(answers) == wanted for answers in (deepest, given)]
     found = certify_sequence(
         right[0], right[1][None], drop=drop, delta=level, reference=f"exit {manifest.exits[-1]}",
@@ -81,7 +85,7 @@ def certify(
         "drop": found.drop,
         "delta": found.delta,
         "certified": found.certified,
-        "statement": f"{found.statement} (attempt {attempt} on these images, in {runner.runtime})",
+        "statement": f"{found.statement} (attempt {attempt} in {runner.runtime})",
         "n": len(wanted),
         "upper_bound": found.upper_bound,
         "needed_n": found.needed_n,
@@ -90,16 +94,9 @@ def certify(
         "digests": digests,
         "evidence": found.to_dict(),
     }
-    _keep(export_folder(path), replace(manifest, certificate=certificate))
+    kept = certificate if found.certified or manifest.certificate is None else manifest.certificate
+    _keep(export_folder(path), replace(manifest, certificate=kept, attempts=attempt))
     return certificate
-
-
-def _attempts(manifest: Manifest, data: str) -> int:
-    """How often these images were looked at before."""
-    before = manifest.certificate or {}
-    digests, attempt = before.get("digests"), before.get("attempt")
-    same = isinstance(digests, dict) and digests.get("data") == data
-    return attempt if same and type(attempt) is int and attempt > 0 else 0
 
 
 def _keep(folder: Path, manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ SCHEMA = 1
 #: The formats: a graph per segment, decided on between them; one graph that decides by itself.
 SEGMENTS, GRAPH = "onnx-segments", "onnx-if"
 TYPES = ("bool", "float16", "float32", "float64", "int32", "int64")
-MOST_EXITS, MOST_VALUES, MOST_CLASSES = 10_000, 1 << 40, 1 << 24
+MOST_EXITS, MOST_VALUES, MOST_CLASSES, MOST_ATTEMPTS = 10_000, 1 << 40, 1 << 24, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Manifest:
         source: digest of the network's weights and the runtime that it was exported from.
         checked: batch sizes at which the graphs were compared with it, and the largest difference.
         versions: of the libraries that wrote it.
+        attempts: how often a promise was tried for in the runner, whatever the images.
     """
 
     format: str
@@ -86,6 +87,7 @@ class Manifest:
     source: dict[str, Any]
     checked: dict[str, Any]
     versions: dict[str, Any]
+    attempts: int = 0
 
     def __post_init__(self) -> None:
         _check_exits(self)
@@ -131,6 +133,8 @@ class Manifest:
             for name in ("exits", "units", "image_shape"):
                 fields[name] = _wholes(fields[name], name)
             _whole(fields["classes"], "classes", MOST_CLASSES)
+            if fields["attempts"] != 0:
+                _whole(fields["attempts"], "attempts", MOST_ATTEMPTS)
             for name in ("preprocess", "certificate"):
                 _mapping(fields[name] or {}, name)
             for name in ("source", "checked", "versions"):

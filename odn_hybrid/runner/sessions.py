@@ -21,6 +21,9 @@ NUMBERS = {
 }  # fmt: skip
 
 
+NOWHERE = os.path.join(os.sep, "no", "such", "folder")
+
+
 class GraphSession:
     """One graph, ready to run; safe to call from several threads.
 
@@ -49,6 +52,8 @@ class GraphSession:
         options.enable_mem_pattern = False
         # Every segment has threads of its own: those of one that has finished must not spin beside the next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Weights outside of a graph are in no digest. There is no such folder: a graph with some won't load.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
         try:
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own classes, which differ between releases

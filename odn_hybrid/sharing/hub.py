@@ -50,6 +50,10 @@ def save_pretrained(
     Errors are those of `odn_hybrid.save`.
     """
     path = Path(path)
+    if run is not None and not isinstance(run, Run):
+        raise ConfigError(f"run is a {type(run).__name__}; give the Run that the model came from")
+    if run is not None:
+        model_card(thing, run=run, name=repo_id or path.name, license=license)  # may refuse: before writing
     save(_shared(thing) if isinstance(thing, Run) else thing, path)
     card = model_card(thing, run=run, name=repo_id or path.name, license=license)
     write_bytes(path / CARD, card.encode())

@@ -349,6 +349,40 @@ def test_images_it_cannot_take(images: Any, says: str) -> None:
 # --- what the certificate speaks of -----------------------------------------------------------------
 
 
+def test_a_certificate_is_void_for_other_exits_and_for_weights_that_were_rounded() -> None:
+    network, images, logits = real("resnet")
+    some = policy_at(logits[:, [2, 3]], [0.5])
+    certificate = {**earned(network, some), "exits": [3, 4]}
+    assert HaltingModel(network.copy(), some, exits=(3, 4), certificate=certificate).void is None
+    for other in ((1, 2), (1, 4), None):
+        model = HaltingModel(network.copy(), some, exits=other, certificate=certificate)
+        assert model.void == "it was earned for other exits" and not model(images).certified
+    policy = policy_at(logits, [0.5] * 3)
+    model = HaltingModel(network.copy(), policy, certificate=earned(network, policy))
+    assert model(images).certified
+    model.half().float()
+    assert model.void == "the model is another than it was earned with" and not model(images).certified
+    model = HaltingModel(network.copy(), policy, certificate=earned(network, policy))
+    assert model(images).certified
+    model.double().float()  # nothing is lost, but all tensors are others now
+    assert model(images).certified
+    next(model.network.backbone.buffers()).add_(3)
+    assert not model(images).certified
+
+
+def test_what_answers_depend_on_is_fixed_and_survives_copies() -> None:
+    network, images, logits = real("resnet")
+    policy = policy_at(logits, [0.5] * 3)
+    model = HaltingModel(network.copy(), policy, certificate=earned(network, policy))
+    for name in ("policy", "network", "exits", "execution", "gather"):
+        with pytest.raises(AttributeError, match=f"{name} of a halting model is fixed"):
+            setattr(model, name, None)
+    model.note = "kept"  # type: ignore[assignment]
+    times = model.warm_up((4,), rounds=1)
+    twin = copy.deepcopy(model)
+    assert twin.times == times and twin.note == "kept" and twin(images).certified  # type: ignore[comparison-overlap]
+
+
 def earned(network: MultiExit, table: HaltingTable, runtime: str = "eager fp32 cpu") -> dict[str, Any]:
     """A certificate as `run.dynamic` makes it: of evidence in which nothing changed."""
     right = np.ones(400, dtype=bool)

@@ -156,6 +156,7 @@ def given_candidate(
     params, size = size_of([model])
     if execution.fold:
         apply_fold(model, fold_pairs(model, images[:2]))
+    model.to(memory_format=image_layout(network))
     return Candidate(
         name=name,
         kind="given",

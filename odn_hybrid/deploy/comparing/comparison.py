@@ -69,7 +69,7 @@ class Wish:
         if (
             isinstance(self.seconds, bool)
             or not isinstance(self.seconds, (int, float))
-            or not self.seconds > 0
+            or not 0 < self.seconds < math.inf
         ):
             raise ConfigError(f"seconds is {self.seconds!r}; it must be a number above 0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -62,24 +63,35 @@ class Flows:
         self.numbers = policy.needed
         self.segments = segments_of(network, [exits[number - 1] for number in self.numbers])
         self.layout = image_layout(network)
+        self._tabled = any(cut.tables for cut in network.trunk.route.split.cuts)
         self._steps: list[Step] = []
         self._made: dict[Any, Flow] = {}
 
-    def of(self, weight: Tensor, *, training: bool = False) -> Flow:
-        """The flow for a network whose weights are like this one of them.
+    def of(self, weights: Sequence[Tensor], *, made_of: int = 0, training: bool = False) -> Flow:
+        """The flow for the network with its weights where they are now, and modules that `made_of` tells of.
 
         In training mode, or inside somebody's autocast, nothing is compiled or captured.
         """
+        weight = weights[0]
         device = weight.device
         plain = training or torch.is_autocast_enabled(device.type)
-        key = (device, weight.dtype, weight.data_ptr(), plain)
+        # Graphs read weights where they lay when they were captured, by the modules and in the precision of
+        # that time; tables are computed from weights before. Elsewhere one weight tells a moved network.
+        where: Any = weight.data_ptr()
+        if weight.is_cuda:
+            values = tuple(w._version for w in weights) if self._tabled else ()
+            where = (tuple(w.data_ptr() for w in weights), values, made_of, self.execution.name(device))
+        key = (where, weight.dtype, plain)
         if key not in self._made:
             # What was made for where the network was is of no use any more, and holds memory.
-            self._made = {known: flow for known, flow in self._made.items() if known[:3] == key[:3]}
+            self._made = {known: flow for known, flow in self._made.items() if known[:2] == key[:2]}
             self._made[key] = self._make(device, plain)
         return self._made[key]
 
     def _make(self, device: torch.device, plain: bool) -> Flow:
+        times = self.gathers.times
+        if times is not None and times.form != self.execution.name(device):
+            self.gathers.times = None  # measured elsewhere
         steps = [segment.step(compiled=self.execution.compile and not plain) for segment in self.segments]
 
         def casting() -> AbstractContextManager[Any]:

@@ -28,6 +28,7 @@ from odn_hybrid.errors import InputError
 __all__ = ["GraphFlow", "buckets_upto"]
 
 WARM_UP = 3  # runs before a capture: libraries choose kernels and allocate what they keep
+_capturing = threading.Lock()  # one capture at a time in the process, whichever model it is for
 FIELDS = tuple(field.name for field in fields(Memory))
 
 
@@ -53,12 +54,16 @@ class Replay:
         if device.type != "cuda":
             self._made = None
             return
-        for _ in range(WARM_UP):
-            function()
-        torch.cuda.synchronize(device)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=torch.cuda.current_stream(device)):
-            self._made = function()
+        stream = torch.cuda.current_stream(device)
+        if stream == torch.cuda.default_stream(device):  # on which nothing can be captured
+            stream = torch.cuda.Stream(device)
+        with _capturing, _Streaming(stream):
+            for _ in range(WARM_UP):
+                function()
+            torch.cuda.synchronize(device)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._made = function()
 
     def __call__(self) -> Any:
         """What the function gives; of a captured one, the same tensors every time."""
@@ -120,20 +125,27 @@ class GraphFlow:
         self._cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._cuda else None
         self._pool = torch.cuda.graph_pool_handle() if self._cuda else None
-        self._sizes: tuple[int, ...] = ()
         self._forget()
 
     def _forget(self) -> None:
+        self._sizes: tuple[int, ...] = ()
         self._places: list[_Place] = []
         self._graphs: dict[tuple[int, int], Replay] = {}
         self._tables: list[tuple[Any, ...]] = []
 
     def __call__(self, images: Tensor) -> Answers:
         """Answers of images (batch, channels, height, width), in their order. Raises `InputError` for NaN."""
-        with self._lock, self._streaming():
-            if len(images) > (self._sizes[-1] if self._sizes else 0):
-                self._grow(images)
-            return self._run(images)
+        with self._lock:
+            with self._streaming():
+                if len(images) > (self._sizes[-1] if self._sizes else 0):
+                    self._grow(images)
+                found = self._run(images)
+            if self._stream is not None:
+                # The allocator must know who still reads: images on our stream, answers on the caller's.
+                images.record_stream(self._stream)
+                for tensor in (found.logits, found.confidence, found.taken, found.answered):
+                    tensor.record_stream(torch.cuda.current_stream(self.device))
+            return found
 
     def parts(self, images: Tensor) -> list[Part]:
         """See `timing.Timed`; all graphs that batches of up to `len(images)` need are captured here."""
@@ -150,6 +162,7 @@ class GraphFlow:
     def _part(self, index: int, size: int) -> Part:
         graph, last = self._graph(index, size), index + 1 == len(self.segments)
         after, order, told = graph()
+        order = order.clone()  # a later replay may use its memory
 
         def run() -> object:
             with self._lock, self._streaming():

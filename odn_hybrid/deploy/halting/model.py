@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -52,6 +51,10 @@ class HaltingOutput:
     answered: Tensor
 
 
+#: What answers and certificate depend on: set once.
+FIXED = ("network", "policy", "exits", "execution", "gather")
+
+
 class HaltingModel(nn.Module):
     """A multi-exit network with a halting policy: `model(images)` gives a `HaltingOutput`.
 
@@ -63,8 +66,9 @@ class HaltingModel(nn.Module):
         policy: when each exit's answer is good enough.
         exits: which exits of the network the policy's exits 1..P are, ascending; default 1..P.
         gather: "always" gathers the survivors after every exit at which an input left, so that no unit
-            runs for an input that has its answer; "auto" gathers where it saves more than it costs, by the
-            times that `warm_up` measured, before that where a tenth of the batch has left.
+            runs for an input that has its answer (of CUDA graphs: for more than fill a bucket); "auto"
+            gathers where it saves more than it costs, by the times that `warm_up` measured, before that
+            where a tenth of the batch has left.
         certificate: what is promised, as `run.dynamic` gives it, or None.
         reference: confidences (m,) and exits taken (m,) of the certification images, which `drift_monitor`
             compares with; or None.
@@ -102,7 +106,7 @@ class HaltingModel(nn.Module):
         self.execution = execution or Execution()
         self.last = self.exits[-1]
         self.looked = tuple(self.exits[number - 1] for number in policy.needed)
-        self._standing = Standing(network, certificate, policy, self.execution)
+        self._standing = Standing(network, certificate, policy, self.execution, self.exits)
         self._flows = Flows(network, policy, self.exits, self.execution, gathering)
         self.register_buffer("_exits", torch.tensor(self.exits), persistent=False)
         self.register_buffer(
@@ -117,17 +121,17 @@ class HaltingModel(nn.Module):
         with outside, torch.no_grad():
             self._check_input(images)
             standing = self._standing
-            found = self._flows.of(standing.like, training=standing.training)(images)
+            found = self._flows.of(standing.weights, made_of=standing.made_of, training=standing.training)(
+                images
+            )
             certified = standing.speaks(images)
             taken = found.taken - 1
-            return HaltingOutput(
-                found.logits,
-                self._exits.index_select(0, taken),
-                self._units.index_select(0, taken),
-                found.confidence,
-                certified,
-                self._exits.index_select(0, found.answered - 1),
-            )
+            exit = self._exits.index_select(0, taken)
+            answered = exit.clone()
+            if self.policy.recall is not None:
+                answered = self._exits.index_select(0, found.answered - 1)
+            units = self._units.index_select(0, taken)
+        return HaltingOutput(found.logits, exit, units, found.confidence, certified, answered)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1, 16, 64), *, rounds: int = 5) -> SegmentTimes:
         """Measure every segment at batch sizes up to the largest of these, and prepare for these.
@@ -145,7 +149,12 @@ class HaltingModel(nn.Module):
         )
         images = images.to(device=like.device, dtype=like.dtype)
         with torch.inference_mode(False), torch.no_grad():
-            times = segment_times(self._flows.of(self._standing.like), images, self.execution, rounds=rounds)
+            times = segment_times(
+                self._flows.of(self._standing.weights, made_of=self._standing.made_of),
+                images,
+                self.execution,
+                rounds=rounds,
+            )
         self._flows.gathers.times = times
         for size in sorted(set(batch_sizes)):
             self(images[:size])
@@ -156,16 +165,22 @@ class HaltingModel(nn.Module):
         """What `warm_up` measured; None before."""
         return self._flows.gathers.times
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> HaltingModel:
-        certificate = self._standing.certificate
-        twin = HaltingModel(
-            copy.deepcopy(self.network, memo), self.policy, exits=self.exits, gather=self.gather,
-            certificate=certificate, reference=self.reference, execution=self.execution,
-        )  # fmt: skip
-        memo[id(self)] = twin
-        given = {name: value for name, value in self.__dict__.items() if name not in twin.__dict__}
-        twin.__dict__.update(copy.deepcopy(given, memo))
-        return twin.train(self.training)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and "_flows" in self.__dict__:
+            raise AttributeError(f"{name} of a halting model is fixed; make another HaltingModel")
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_flows", "_standing")}
+        return {**kept, "_kept": (self.certificate, self.times)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        certificate, times = state.pop("_kept")
+        super().__setstate__(state)
+        self._standing = Standing(self.network, certificate, self.policy, self.execution, self.exits)
+        gathering = Gathering(self.gather)
+        gathering.times = times
+        self._flows = Flows(self.network, self.policy, self.exits, self.execution, gathering)
 
     @property
     def certificate(self) -> dict[str, Any] | None:
@@ -195,7 +210,7 @@ class HaltingModel(nn.Module):
         return DriftMonitor(*self.reference, exits=self.last, alpha=alpha, per=per)
 
     def _check_input(self, images: Tensor) -> None:
-        like, shape = self._standing.like, self.network.trunk.image_shape
+        like, shape = self._standing.weights[0], self.network.trunk.image_shape
         if not isinstance(images, Tensor):
             raise InputError(f"images must be a tensor, not {type(images).__name__}; see run.transform")
         if images.dim() != 4 or tuple(images.shape[1:]) != shape:

@@ -32,6 +32,7 @@ class Standing:
         certificate: as `run.dynamic` gives it, or None.
         policy: the table in force.
         execution: what computes.
+        exits: the network's exits that the policy's are.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Standing:
         certificate: dict[str, Any] | None,
         policy: HaltingTable,
         execution: Execution,
+        exits: tuple[int, ...],
     ) -> None:
-        self.network, self.policy, self.execution = network, policy, execution
+        self.network, self.policy, self.execution, self.exits = network, policy, execution, exits
         self._certificate = copy.deepcopy(certificate)
         self._listed = -1
         self._tensors: list[Tensor] = []
         self._modules: list[nn.Module] = []
+        self._made_of = 0
         self._judged: tuple[Any, str | None] | None = None
 
     @property
@@ -60,20 +63,32 @@ class Standing:
             return "there is no certificate"
         self._list()
         device = self._tensors[0].device
-        versions = [-1 if t.is_inference() else t._version for t in self._tensors]
-        known = (self._listed, versions, self.execution.name(device))
+        runtime = self.execution.name(device)
+        known = self._known(runtime)
         if self._judged is None or self._judged[0] != known:
-            found = why_void(
-                self._certificate, weights_digest(self.network), self.policy, self.execution.name(device)
-            )
-            self._judged = (known, found)
+            self._listed = -1  # what was moved or cast may have been replaced as well
+            self._list()
+            digest = weights_digest(self.network)
+            found = why_void(self._certificate, digest, self.policy, runtime, self.exits)
+            self._judged = (self._known(runtime), found)
         return self._judged[1]
 
+    def _known(self, runtime: str) -> Any:
+        """Changes with every change of weights that torch counts, and where they are moved or cast."""
+        versions = [-1 if t.is_inference() else t._version for t in self._tensors]
+        return self._listed, versions, [t.data_ptr() for t in self._tensors], runtime
+
     @property
-    def like(self) -> Tensor:
-        """A weight, to compare images with."""
+    def weights(self) -> list[Tensor]:
+        """Parameters and buffers."""
         self._list()
-        return self._tensors[0]
+        return self._tensors
+
+    @property
+    def made_of(self) -> int:
+        """Changes when a module of the network is replaced."""
+        self._list()
+        return self._made_of
 
     @property
     def training(self) -> bool:
@@ -93,4 +108,5 @@ class Standing:
         if now != self._listed:
             self._tensors = [*self.network.parameters(), *self.network.buffers()]
             self._modules = [m for m in self.network.modules() if type(m) not in INERT]
+            self._made_of = hash(tuple(id(module) for module in self.network.modules()))
             self._listed = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from odn_hybrid.errors import CertificateError
@@ -21,12 +22,19 @@ def policy_digest(table: HaltingTable) -> str:
     return hashlib.sha256(json.dumps(table.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def why_void(certificate: dict[str, Any], model: str, table: HaltingTable, runtime: str) -> str | None:
+def why_void(
+    certificate: dict[str, Any],
+    model: str,
+    table: HaltingTable,
+    runtime: str,
+    exits: Sequence[int] | None = None,
+) -> str | None:
     """Why `certificate` does not speak of a model; None where it does.
 
-    `model`: the weights' digest. Certified is what its own evidence bears out, for these weights, this policy
-    and this runtime and precision; the data it was earned on are named in it, and the drift monitor watches
-    whether inputs are still like them.
+    `model`: the weights' digest. `exits`: which of the network's the table's are, default 1, 2, ...
+    Certified is what its own evidence bears out, for these weights, this policy and this runtime and
+    precision; the data it was earned on are named in it, and the drift monitor watches whether inputs are
+    still like them.
     """
     digests = certificate.get("digests")
     if certificate.get("certified") is not True:
@@ -38,6 +46,9 @@ def why_void(certificate: dict[str, Any], model: str, table: HaltingTable, runti
         if digests.get(name) != value:
             detail = f": {value}, earned with {digests.get(name)}" if name == "runtime" else ""
             return f"the {name} is another than it was earned with{detail}"
+    first = list(range(1, len(table) + 1))
+    if list(exits or first) != certificate.get("exits", first):
+        return "it was earned for other exits"
     return _unfounded(certificate)
 
 
