@@ -191,7 +191,7 @@ class Run:
             exits: look at these exits only; the last must be the reference.
             execution: precision, folding, compilation; default: what the fit recorded, folded unless the
                 recipe says otherwise. In another one, outputs are recorded anew, which needs the data, and
-                the promise is a new attempt.
+                the promise is a new attempt. A compiled one cannot be certified.
             **more: `recall`, `max_macs`, `scaling`, `measure`, `by`: see `odn_hybrid.Promise`. With
                 `max_macs` it is the best policy within so many mean MACs, not the cheapest that keeps the
                 promise.

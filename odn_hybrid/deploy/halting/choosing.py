@@ -14,7 +14,7 @@ from odn_hybrid.deploy.halting.deviceflow import DeviceFlow
 from odn_hybrid.deploy.halting.graphflow import GraphFlow
 from odn_hybrid.deploy.halting.hostflow import Answers, HostFlow, Part
 from odn_hybrid.deploy.halting.profit import Gathering
-from odn_hybrid.deploy.halting.segments import Step, segments_of
+from odn_hybrid.deploy.halting.segments import segments_of
 from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.stopping import HaltingTable
@@ -64,7 +64,6 @@ class Flows:
         self.segments = segments_of(network, [exits[number - 1] for number in self.numbers])
         self.layout = image_layout(network)
         self._tabled = any(cut.tables for cut in network.trunk.route.split.cuts)
-        self._steps: list[Step] = []
         self._made: dict[Any, Flow] = {}
 
     def of(self, weights: Sequence[Tensor], *, made_of: int = 0, training: bool = False) -> Flow:
