@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from odn_hybrid.deploy.halting import HaltingOutput as HaltingOutput
     from odn_hybrid.deploy.truncation.truncate import cut as cut
     from odn_hybrid.errors import OdnError as OdnError
+    from odn_hybrid.execution import Execution as Execution
     from odn_hybrid.exits import MultiExit as MultiExit
     from odn_hybrid.exits import register_head as register_head
     from odn_hybrid.fitting import fit as fit
@@ -45,6 +46,7 @@ _HOMES = {
     "BoundedLoss": "deploy.promising.promise",
     "Costs": "cost",
     "DepthPlan": "trunk",
+    "Execution": "execution",
     "FitConfig": "config",
     "HaltingModel": "deploy.halting",
     "HaltingOutput": "deploy.halting",

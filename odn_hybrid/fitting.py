@@ -26,11 +26,12 @@ from odn_hybrid.cost import Costs, count_costs
 from odn_hybrid.data import Data, Preprocess, load_data
 from odn_hybrid.deploy.conclusion import conclude
 from odn_hybrid.deploy.truncation.choice import check_latency, deepest_within
+from odn_hybrid.earning import RunParts
 from odn_hybrid.errors import ConfigError, ModelError
 from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import record_outputs, served
-from odn_hybrid.run import Run, RunParts
+from odn_hybrid.run import Run
 from odn_hybrid.rundir import RunDir
 from odn_hybrid.training.boards import BoardWriter
 from odn_hybrid.training.devices.device import accelerator_on

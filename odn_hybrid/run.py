@@ -4,53 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 
-from odn_hybrid.backbone import BackboneSpec
-from odn_hybrid.config import FitConfig, from_dict
-from odn_hybrid.cost import Costs
 from odn_hybrid.data import Data, Preprocess, Split, load_data
-from odn_hybrid.deploy.asked import Asked
 from odn_hybrid.deploy.comparing.comparison import Wish
 from odn_hybrid.deploy.comparing.subject import Subject, compare_run
-from odn_hybrid.deploy.halting import NO_HALTING, HaltingModel
-from odn_hybrid.deploy.promising.dynamic import (
-    DynamicResult,
-    evaluate_policy,
-    make_dynamic,
-    uncertified_policy,
-)
-from odn_hybrid.deploy.promising.promise import Promise, promise_of
+from odn_hybrid.deploy.halting import HaltingModel
 from odn_hybrid.deploy.truncation.choice import choose_exit
 from odn_hybrid.deploy.truncation.truncate import compiled, truncate
-from odn_hybrid.errors import CertificateError, ConfigError, DataError
+from odn_hybrid.earning import Earning, RunParts
+from odn_hybrid.errors import ConfigError, DataError
 from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
-from odn_hybrid.outputs import ExitRecord, record_outputs, served, weights_digest
 from odn_hybrid.rundir import RunDir
 
 __all__ = ["Run", "RunParts", "compare"]
-
-
-@dataclass
-class RunParts:
-    """What a fit leaves: the network, how to rebuild it, what it cost, what was recorded."""
-
-    network: MultiExit
-    spec: BackboneSpec
-    costs: Costs
-    config: dict[str, Any]
-    report: dict[str, Any]
-    policy: dict[str, Any]
-    records: dict[str, ExitRecord]
-    preprocess: Preprocess
-    history: list[dict[str, Any]]
 
 
 class Run:
@@ -69,7 +40,7 @@ class Run:
         self.parts = parts
         self.path = path
         self.data = data
-        self._records: dict[tuple[str, str, str], ExitRecord] = {}
+        self._earning = Earning(parts, data=self._data, folder=lambda: self.path)
 
     @property
     def exits_(self) -> list[dict[str, Any]]:
@@ -201,37 +172,16 @@ class Run:
             ConfigError: the exits are thin networks, in which inputs cannot halt; an unknown policy; no
                 policy that is as cheap as `max_macs`.
         """
-        promise = self._promise(drop=drop, delta=delta, policy=policy, **more)
-        form = execution or self.execution_
-        eager = replace(form, compile=False)  # as outputs are recorded
-        if certify and form.compile:
-            raise ConfigError(
-                "a compiled runtime has last digits of its own, and outputs are recorded eagerly: give "
-                "certify=False with compile"
-            )
-        asked = Asked(promise, self.parts.policy["reference"], optimise_for, batch, exits)
-        network = served(self.network, form)
-        certificate = None
-        if certify:
-            made = self._certify(asked, network, eager)
-            if not made.certificate["certified"]:
-                raise CertificateError(made.certificate["statement"])
-            member, certificate, looked = made.policy, made.certificate, made.exits
-        else:
-            calibration = self._record("calibration", network, eager)
-            looks = asked.looks(network, self.parts.costs, calibration, eager)
-            member = uncertified_policy(promise, calibration, looks)
-            looked = looks.exits
-        held = self._record("certification", network, eager).of(looked)
-        seen = evaluate_policy(member, held, self.parts.costs.passing(looked))
-        model = HaltingModel(
-            network.copy() if network is self.network else network, member.table, exits=looked, gather=gather,
-            certificate=certificate, reference=(seen["confidence"], np.array(looked)[seen["taken"] - 1]),
-            execution=form,
-        )  # fmt: skip
+        model = self._earning.model(
+            self._earning.promise(drop=drop, delta=delta, policy=policy, **more),
+            execution or self.execution_,
+            certify=certify,
+            gather=gather,
+            optimise_for=optimise_for,
+            size=batch,
+            exits=exits,
+        )
         model.__dict__["transform"] = self.transform
-        if optimise_for is not None:
-            model.warm_up((asked.batch,))
         return model
 
     def certify(
@@ -251,52 +201,13 @@ class Run:
             A dictionary: `certified`, `statement`, `drop`, `delta`, `n`, `upper_bound`, `needed_n`,
             `attempt`, `policy`, `mean_macs`, `digests` (what it speaks of) and `evidence`.
         """
-        promise, form = self._promise(drop=drop, delta=delta, policy=policy, **more), self.execution_
-        asked = Asked(promise, self.parts.policy["reference"])
-        return dict(self._certify(asked, served(self.network, form), form).certificate)
-
-    def _promise(self, **said: Any) -> Promise:
-        """What was asked for, with the recipe's answers where nothing was said."""
-        if not self.network.shares_prefix:
-            raise ConfigError(NO_HALTING)
-        unknown = sorted(set(said) - set(Promise.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(Promise.__dataclass_fields__)
-            raise ConfigError(f"a promise has no option {unknown[0]!r}; its options: {known}")
-        promise = promise_of(from_dict(FitConfig, self.parts.config["recipe"]).dynamic, **said)
-        if self.parts.policy["policy"] is None:
-            raise CertificateError(self.parts.policy["reason"])
-        return promise
+        promise = self._earning.promise(drop=drop, delta=delta, policy=policy, **more)
+        return dict(self._earning.certify(promise, self.execution_).certificate)
 
     @property
     def execution_(self) -> Execution:
         """How the fit recorded outputs, and promised: runs of earlier releases did not fold."""
-        policy = self.parts.policy
-        known = policy.get("runtime")
-        if known is None:  # lost by an earlier release; certificates say it too
-            earned = [policy.get("certificate"), *(entry["certificate"] for entry in policy["ledger"])]
-            known = next((c["digests"]["runtime"] for c in earned if c and "digests" in c), "")
-        return Execution(fold="folded" in str(known).split())
-
-    def _certify(self, asked: Asked, network: MultiExit, form: Execution) -> DynamicResult:
-        calibration, certification = (
-            self._record(name, network, form) for name in ("calibration", "certification")
-        )
-        lock = nullcontext() if self.path is None else RunDir.open(self.path).locked()
-        with lock:  # two attempts at a time would take the same number and the same part of delta
-            made = make_dynamic(
-                network,
-                asked.promise,
-                reference=asked.reference,
-                costs=self.parts.costs.cumulative,
-                calibration=calibration,
-                certification=certification,
-                ledger=self._ledger(),
-                looks=lambda: asked.looks(network, self.parts.costs, calibration, form),
-                wish=asked.wish,
-            )
-            self._remember(made.ledger)
-        return made
+        return self._earning.execution
 
     def compare(
         self,
@@ -349,10 +260,10 @@ class Run:
 
     def _subject(self) -> Subject:
         parts = self.parts
-        policy = {**parts.policy, "ledger": self._ledger()}
+        policy = {**parts.policy, "ledger": self._earning.ledger()}
         return Subject(
-            parts.network, parts.spec, parts.costs, parts.report, policy, self.transform, self._record,
-            self.execution_,
+            parts.network, parts.spec, parts.costs, parts.report, policy, self.transform,
+            self._earning.record, self.execution_,
         )  # fmt: skip
 
     def _test_split(self, data: Any) -> Split:
@@ -385,47 +296,10 @@ class Run:
         self.data = found
         return found
 
-    def _record(
-        self, name: str, network: MultiExit | None = None, form: Execution | None = None
-    ) -> ExitRecord:
-        """Recorded outputs on a split; made again where they were too large to keep with the run.
-
-        Also where they are of other weights or of another runtime than asked for: what is certified is what
-        the network does now. Default: as the fit recorded.
-        """
-        form = form or self.execution_
-        network = network or served(self.network, form)
-        now = (name, weights_digest(network), form.name(next(network.parameters()).device))
-        kept = self.parts.records.get(name)
-        if kept is not None and now == (name, kept.model, kept.runtime):
-            return kept
-        if now not in self._records:
-            split, reference = self._data().splits[name], self.parts.policy["reference"]
-            found = record_outputs(network, split, self.transform, upto=reference, execution=form)
-            self._records[now] = found
-            if form == self.execution_:
-                self.parts.records[name] = found
-        return self._records[now]
-
     @property
     def ledger(self) -> list[dict[str, Any]]:
         """Every attempt on the certification split so far."""
-        return self._ledger()
-
-    def _ledger(self) -> list[dict[str, Any]]:
-        """Earlier attempts on the certification split, those of other handles of this directory included."""
-        known = self.parts.policy["ledger"]
-        if self.path is not None:
-            known = RunDir.open(self.path).read_json("policy.json")["ledger"]
-        return list(known)
-
-    def _remember(self, ledger: list[dict[str, Any]]) -> None:
-        """Every attempt on the certification split counts, also those made after the fit."""
-        if ledger == self._ledger():
-            return
-        self.parts.policy = {**self.parts.policy, "ledger": ledger}
-        if self.path is not None:
-            RunDir.open(self.path).write_json("policy.json", self.parts.policy)
+        return self._earning.ledger()
 
 
 def compare(run: Run, **options: Any) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def test_what_is_certified_is_what_the_network_does_now(run: Run) -> None:
         for parameter in run.network.parameters():
             parameter.mul_(0)
     found = run.certify(drop=0.4, policy="confidence")
-    assert run._record("certification").logits.std() == 0  # recorded again
+    assert run._earning.record("certification").logits.std() == 0  # recorded again
     assert found["digests"]["outputs"] != run.ledger[1]["certificate"]["digests"]["outputs"]
 
 

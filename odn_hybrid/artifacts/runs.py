@@ -14,9 +14,10 @@ from odn_hybrid.backbone import BackboneSpec
 from odn_hybrid.config import ExitConfig
 from odn_hybrid.cost import count_costs
 from odn_hybrid.data import Preprocess
+from odn_hybrid.earning import RunParts
 from odn_hybrid.errors import RunDirError
 from odn_hybrid.outputs import ExitRecord
-from odn_hybrid.run import Run, RunParts
+from odn_hybrid.run import Run
 from odn_hybrid.rundir import RunDir
 
 __all__ = ["load_run", "write_run"]

@@ -144,7 +144,8 @@ def paying_exits(
 ) -> Looks:
     """At which exits to look so that inputs take the least time, with the accuracy promised on `calibration`.
 
-    From all exits, the one whose loss saves most is left out, again and again, as long as that costs nothing.
+    From all exits, the one whose loss saves most is left out, again and again, while that costs at most
+    `WORTH` of the time.
     """
     exits = tuple(range(1, reference + 1))
     best = _seconds(promise, calibration, costs, times, exits, batch)

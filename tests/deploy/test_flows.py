@@ -216,11 +216,9 @@ def test_gathering_follows_measured_times() -> None:
         Gathering("never")
 
 
-def test_times_of_a_run_add_up() -> None:
+def test_times_between_and_beyond_the_sizes_measured() -> None:
     times = SegmentTimes((1, 2, 4), ((1, 2, 4), (3, 5, 9)), ((1, 1, 1), (0, 0, 0)), "cpu", "eager fp32 cpu")
-    assert times.run([4, 2]) == 4 + 1 + 5
-    assert times.run([4, 4]) == 4 + 9  # nobody left: nothing to copy
-    assert times.run([3, 0]) == 3
+    assert times.segment(0, 3) == 3 and times.segment(1, 3) == 7 and times.gather(0, 2) == 1
     assert times.segment(0, 8) == 8  # beyond what was measured: in proportion
     noisy = SegmentTimes((1, 2), ((2.0, 1.0),), ((0.0, 0.0),), "cpu", "eager fp32 cpu")
     assert noisy.segment(0, 2) == 2.0

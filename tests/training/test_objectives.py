@@ -38,6 +38,9 @@ def test_joint_is_the_mean_and_can_lean_on_the_deepest():
     assert torch.isclose(build_objective("joint", 4)(out), losses.mean())
     leaning = build_objective("joint", 4, deepest=0.5)(out)
     assert torch.isclose(leaning, 0.5 * losses.mean() + 0.5 * losses[-1])
+    by_cost = out.costs**2 / (out.costs**2).sum()
+    rising = build_objective("joint", 4, deepest=0.3, power=2.0)(out)
+    assert torch.isclose(rising, 0.7 * (by_cost * losses).sum() + 0.3 * losses[-1])
 
 
 # --- depth_reg --------------------------------------------------------------------------------------
@@ -214,6 +217,8 @@ def test_a_users_objective_registers_in_three_lines():
         ("jiont", {}, "unknown objective 'jiont'"),
         ("joint", {"deepest": 2.0}, "deepest is 2.0; it must be from 0 to 1"),
         ("joint", {"deepest": "all"}, "deepest is 'all'"),
+        ("joint", {"power": -1.0}, "'joint': power is -1.0; it must be from 0 to 8"),
+        ("distill", {"power": 9}, "'distill': power is 9; it must be from 0 to 8"),
         ("distill", {"weight": 1.5}, "weight is 1.5; it must be from 0 to 1"),
         ("distill", {"weight": float("nan")}, "weight is nan"),
         ("distill", {"deepest": -0.1}, "objective 'distill': deepest is -0.1"),

@@ -45,7 +45,6 @@ class Flows:
         network, policy, execution: of the model.
         exits: the network's exits that the policy's exits are.
         gathers: when survivors are gathered; see `profit`.
-        graphs: CUDA graphs on CUDA.
     """
 
     def __init__(
@@ -55,10 +54,8 @@ class Flows:
         exits: tuple[int, ...],
         execution: Execution,
         gathers: Gathering,
-        *,
-        graphs: bool = True,
     ) -> None:
-        self.network, self.execution, self.graphs = network, execution, graphs
+        self.network, self.execution = network, execution
         self.policy, self.gathers = policy, gathers
         self.numbers = policy.needed
         self.segments = segments_of(network, [exits[number - 1] for number in self.numbers])
@@ -99,7 +96,7 @@ class Flows:
         if device.type == "cpu":
             return HostFlow(steps, self.numbers, self.policy, self.gathers, self.layout, casting)
         decider = Decider(self.policy)
-        if device.type == "cuda" and self.graphs and not plain:
+        if device.type == "cuda" and not plain:
             return GraphFlow(
                 self.segments,
                 steps,

@@ -50,17 +50,6 @@ class SegmentTimes:
         """Seconds to copy `batch` survivors after segment `index`."""
         return _between(self.sizes, self.gathers[index], batch)
 
-    def run(self, survivors: Sequence[float]) -> float:
-        """Seconds of a run in which `survivors` inputs enter each segment, gathered after each."""
-        total = 0.0
-        for index, here in enumerate(survivors):
-            if here <= 0:
-                break
-            total += self.segment(index, here)
-            if index + 1 < len(survivors) and 0 < survivors[index + 1] < here:
-                total += self.gather(index, survivors[index + 1])
-        return total
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {

@@ -17,7 +17,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -162,19 +162,30 @@ def _within(name: str, option: str, value: float, low: float, high: float) -> No
 
 @register_objective("joint")
 class Joint(nn.Module):
-    """Mean loss of all active exits; `deepest` (0 to 1) is extra weight moved to the deepest of them."""
+    """The losses of all active exits, weighted by exit.
 
-    def __init__(self, exits: int, *, deepest: float = 0.0) -> None:
+    Args:
+        exits: number of exits K.
+        deepest: part (0 to 1) of the weight that goes to the deepest active exit alone.
+        power: the rest is divided in proportion to an exit's cost to this power (0 or above): 0 is the mean;
+            larger ones leave shallow exits, which few inputs will stop at, less of a say in the trunk.
+    """
+
+    name: ClassVar[str] = "joint"
+
+    def __init__(self, exits: int, *, deepest: float = 0.0, power: float = 0.0) -> None:
         super().__init__()
-        _within("joint", "deepest", deepest, 0, 1)
-        self.deepest = deepest
+        _within(self.name, "deepest", deepest, 0, 1)
+        _within(self.name, "power", power, 0, 8)
+        self.deepest, self.power = deepest, power
 
     def forward(self, outputs: ExitOutputs) -> Tensor:
-        return self._mean(outputs.losses())
+        return self._mean(outputs.losses(), outputs.costs)
 
-    def _mean(self, losses: Tensor) -> Tensor:
+    def _mean(self, losses: Tensor, costs: Tensor) -> Tensor:
         each = losses.mean(1)
-        return (1 - self.deepest) * each.mean() + self.deepest * each[-1]
+        shared = costs.to(each) ** self.power
+        return (1 - self.deepest) * (shared / shared.sum() * each).sum() + self.deepest * each[-1]
 
 
 @register_objective("distill")
@@ -185,17 +196,25 @@ class Distilled(Joint):
         exits: number of exits K; of one exit alone it is `joint`.
         weight: d, the part (0 to 1) of an exit's loss that is the teacher's answer instead of the label.
         temperature: T above 0; larger values tell more of what the teacher holds possible beside its answer.
-        deepest: as for `joint`.
+        deepest, power: as for `joint`.
     """
 
+    name: ClassVar[str] = "distill"
+
     def __init__(
-        self, exits: int, *, weight: float = 0.5, temperature: float = 2.0, deepest: float = 0.0
+        self,
+        exits: int,
+        *,
+        weight: float = 0.5,
+        temperature: float = 2.0,
+        deepest: float = 0.0,
+        power: float = 0.0,
     ) -> None:
-        super().__init__(exits)
+        super().__init__(exits, deepest=deepest, power=power)
         _within("distill", "weight", weight, 0, 1)
-        _within("distill", "deepest", deepest, 0, 1)
         check_distillation("distill", weight, temperature)
-        self.weight, self.temperature, self.deepest = weight, temperature, deepest
+        self.weight, self.temperature = weight, temperature
 
     def forward(self, outputs: ExitOutputs) -> Tensor:
-        return self._mean(exit_losses(outputs, distill=self.weight, temperature=self.temperature))
+        taught = exit_losses(outputs, distill=self.weight, temperature=self.temperature)
+        return self._mean(taught, outputs.costs)
