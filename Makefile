@@ -15,7 +15,7 @@ PYTEST_ARGS ?= -n logical --maxprocesses=4 --dist=loadfile
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gpu test test-long theory formal sweep validity lint format lock clean
+.PHONY: help setup demo docs gpu soak test test-long theory formal sweep validity lint format lock clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,12 @@ test-long: setup  ## the tests that train or measure for minutes
 
 theory: setup  ## execute every page of theory/ in full (up to 6 minutes on 2 cores)
 	$(BIN)/python theory/execute.py
+
+docs: setup  ## build the site into build/docs, warnings are errors (QUICK=1 executes nothing)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python docs/making/build.py $(if $(QUICK),--quick)
+
+soak: setup  ## 15 minutes at 80 % of capacity: make soak SOAK_RUN=runs/mine SOAK_DATA=cifar10.npz
+	$(BIN)/python benchmarks/serve_soak.py --run $(SOAK_RUN) --data $(SOAK_DATA)
 
 formal:  ## check the machine-checked proofs of theory/formal/ (needs Coq)
 	$(PYTHON) theory/formal/check.py

@@ -34,6 +34,14 @@ class Costs:
         plans: per exit, the numbers (from 0) of the units it runs.
         passed: whether an input on its way to an exit passes the heads of shallower ones.
         params, bytes: size of the static model cut at each exit (parameters; fp32 bytes with buffers).
+
+    Example:
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> costs = odn.count_costs(odn.MultiExit(trunk))
+        >>> len(costs.units), costs.passed
+        (8, True)
     """
 
     stem: int
@@ -109,7 +117,16 @@ def size_of(modules: Sequence[nn.Module]) -> tuple[int, int]:
 
 @torch.no_grad()
 def count_costs(network: MultiExit) -> Costs:
-    """Count the costs of every exit on one random image of the traced shape."""
+    """Count the costs of every exit on one random image of the traced shape.
+
+    Example:
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> costs = odn.count_costs(odn.MultiExit(trunk))
+        >>> len(costs.units), len(costs.heads)
+        (8, 8)
+    """
     trunk = network.trunk
     like = next(network.parameters())
     images = torch.zeros(1, *trunk.image_shape, device=like.device, dtype=like.dtype)

@@ -19,6 +19,14 @@ class OdnError(Exception):
     """Base of all errors that a user can cause and mend.
 
     The command line prints the message on one line, without a traceback, and exits with `exit_status`.
+
+    Example:
+        >>> from odn_hybrid import FitConfig, OdnError
+        >>> try:
+        ...     FitConfig(seed=-1)
+        ... except OdnError as error:
+        ...     print(error)
+        seed is -1; it must be 0 to 2147483647
     """
 
     exit_status = 1

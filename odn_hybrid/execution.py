@@ -32,6 +32,12 @@ class Execution:
 
     Raises:
         ConfigError: another precision, or an answer that is not yes or no.
+
+    Example:
+        >>> import torch
+        >>> from odn_hybrid import Execution
+        >>> Execution(fold=True).name(torch.device("cpu"))
+        'eager fp32 folded cpu'
     """
 
     precision: str = "fp32"

@@ -27,7 +27,8 @@ LOCK = ROOT / "requirements" / "dev.txt"
 ROOMS = (
     "cli", "serve", "several", "fitting", "asking", "sharing", "artifacts", "run", "earning", "report",
     "diagnose", "catalog", "deploy", "runner", "training", "rundir", "outputs", "cost", "execution",
-    "exits", "trunk", "folding", "backbone", "stopping", "data", "config", "errors",
+    "exits", "trunk", "folding", "backbone", "stopping", "data", "imaging", "config",
+    "errors",
 )
 FREE = "_version"  # may be read from every floor
 HEAVY = (
@@ -120,7 +121,7 @@ def test_no_circle_of_modules() -> None:
         pytest.fail("modules import each other in a circle: " + " <- ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("room", ["stopping", "runner"])
+@pytest.mark.parametrize("room", ["stopping", "runner", "imaging"])
 def test_array_rooms_never_load_a_network_library(room: str) -> None:
     names = [name for name in MODULES if _room(name) == room]
     if not names:

@@ -41,6 +41,18 @@ def save(thing: Any, path: str | Path) -> Path:
     Raises:
         RunDirError: the directory at `path` holds something already. StorageError: the disk refuses.
         ConfigError: not something of ours.
+
+    Example:
+        >>> import tempfile
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> small = odn.cut(trunk, odn.thin(1.0, trunk))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = odn.save(small, folder + "/small")
+        ...     again = odn.load(path)
+        >>> sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in small.parameters())
+        True
     """
     path = Path(path)
     thing = unwrapped(thing) if isinstance(thing, nn.Module) else thing
@@ -90,6 +102,14 @@ def load(path: str | Path, *, backbone: nn.Module | None = None) -> Any:
 
     Raises:
         RunDirError: not a directory of ours, damaged, or of an unknown version. ModelError: does not fit.
+
+    Example:
+        >>> from odn_hybrid import load, OdnError
+        >>> try:
+        ...     load("no/such/folder")
+        ... except OdnError as error:
+        ...     print(type(error).__name__)
+        RunDirError
     """
     path = Path(path)
     if not path.is_dir():

@@ -20,6 +20,7 @@ from odn_hybrid.cli.exporting import export
 from odn_hybrid.cli.models import list_models
 from odn_hybrid.cli.promising import certify
 from odn_hybrid.cli.seeds import fit_several, parse_seeds, read_seeds, show_seeds
+from odn_hybrid.cli.serving import serve
 from odn_hybrid.errors import ConfigError, OdnError
 
 __all__ = ["main"]
@@ -163,23 +164,36 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     return changes
 
 
-@cli.command(epilog="Example: odn report runs/quickstart --curves")
+@cli.command(epilog="Example: odn report runs/quickstart --html --out page.html")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--curves", is_flag=True, help="Every halting policy's accuracy against mean MACs, too.")
+@click.option("--html", is_flag=True, help="Write one self-contained page instead, for a browser.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where --html goes [default: report.html in RUN]."
+)
+@click.option("--data", help="The data of the fit, if it has moved, for the pictures of --html.")
 @_json_option
-def report(run: Path, curves: bool, as_json: bool) -> None:
+def report(run: Path, curves: bool, html: bool, out: Path | None, data: str | None, as_json: bool) -> None:
     """Print the table of exits, the choice, and the comparison of a finished RUN.
 
-    Of a folder that odn fit --seeds wrote: the table of its seeds.
+    Of a folder that odn fit --seeds wrote: the table of its seeds. With --html: a page with pictures.
     """
     from odn_hybrid.report import curves_table
     from odn_hybrid.rundir import RunDir
 
+    _check_page(html, out, data, as_json or curves)
     seeds = read_seeds(run)
     if seeds is not None:
+        if html:
+            raise ConfigError(f"{run} holds several seeds; ask for the page of one, e.g. {run}/seed-0")
         if curves:
             raise ConfigError(f"{run} holds several seeds; ask for the curves of one, e.g. {run}/seed-0")
         _print_json(seeds) if as_json else show_seeds(seeds)
+        return
+    if html:
+        from odn_hybrid.report.html import write_page
+
+        click.echo(f"page in {write_page(run, out, data=data)}", err=True)
         return
     found = RunDir.open(run).read_json("report.json")
     if curves and not as_json:
@@ -188,6 +202,13 @@ def report(run: Path, curves: bool, as_json: bool) -> None:
             raise ConfigError(f"{run} has no curves of halting policies: {why}")
         Console().print(curves_table(found))
     _show_report(found, as_json)
+
+
+def _check_page(html: bool, out: Path | None, data: str | None, other: bool) -> None:
+    if html and other:
+        raise ConfigError("--html writes a page, which has the curves; leave out --json and --curves")
+    if not html and (out is not None or data is not None):
+        raise ConfigError("--out and --data belong to --html; add it, or leave them out")
 
 
 @cli.command(epilog="Example: odn truncate runs/quickstart --out small --max-macs 2e7")
@@ -227,6 +248,7 @@ cli.add_command(list_models)
 cli.add_command(certify)
 cli.add_command(compare)
 cli.add_command(export)
+cli.add_command(serve)
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -263,6 +263,11 @@ class FitConfig:
     heads on cached features.
     `start_from`: a run directory whose depth seeds the search. `compile`: train through `torch.compile`.
     `deterministic`: only deterministic algorithms, on a GPU as well.
+
+    Example:
+        >>> from odn_hybrid import FitConfig
+        >>> FitConfig().objective.name, FitConfig(seed=3).seed
+        ('depth_reg', 3)
     """
 
     version: int = CONFIG_VERSION

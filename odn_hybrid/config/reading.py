@@ -86,7 +86,14 @@ def _number(value: Any, name: str) -> float:
 
 
 def load_recipe(path: str | Path) -> FitConfig:
-    """Read a YAML recipe. Raises `ConfigError` with the field's name for anything it cannot use."""
+    """Read a YAML recipe. Raises `ConfigError` with the field's name for anything it cannot use.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> from odn_hybrid.config import recipe_path
+        >>> odn.load_recipe(recipe_path("quickstart")).model.name
+        'resnet18'
+    """
     path = Path(path)
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:

@@ -1,66 +1,17 @@
-"""Single images and arrays to channel planes, with every refusal spelled out."""
+"""Arrays of images to channel planes, with every refusal spelled out."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from odn_hybrid.errors import InputError
 
-__all__ = ["IMAGE_FORMATS", "MAX_PIXELS", "array_planes", "open_image", "pil_array"]
+__all__ = ["MAX_CHANNELS", "array_planes"]
 
-MAX_PIXELS = 64_000_000  # a larger "image" is a decompression bomb or needs cutting first
 MAX_CHANNELS = 4  # a third axis of at most this many entries is channels
-# Named, because PIL would otherwise also try formats that start outside programs (EPS).
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def _check_pixels(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{name} has {width}x{height} pixels, above the limit of {MAX_PIXELS}; scale it down"
-        )
-
-
-def open_image(path: Path, header_only: bool = False) -> Image.Image:
-    """The image at `path`, its pixels read unless `header_only`. Raises `InputError` naming the file."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            _check_pixels(image, str(path))
-            if not header_only:
-                image.load()
-            return image
-    except _BOMBS:
-        raise InputError(f"{path} has more than {MAX_PIXELS} pixels; scale it down") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read the image {path} ({reason}); mend or remove it") from None
-
-
-def pil_array(image: Image.Image) -> np.ndarray:
-    """uint8 HxW (grey) or HxWx3 (colour) of a PIL image; transparency is dropped, 16-bit grey scaled to 8."""
-    name = str(getattr(image, "filename", "") or "an image")
-    _check_pixels(image, name)
-    try:
-        if image.mode.startswith("I;16"):
-            return np.round(np.asarray(image).astype(np.float32) / 257.0).astype(np.uint8)
-        if image.mode in ("I", "F"):
-            raise InputError(f"{name} has pixel mode {image.mode!r} of unknown range; store it with 8 bits")
-        if image.mode in ("1", "L", "LA", "La"):
-            return np.array(image.convert("L"))
-        if image.mode == "P":
-            image = image.convert("RGBA")  # straight to RGB, PIL warns about transparency in bytes
-        return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read {name} ({reason}); mend or leave it out") from None
 
 
 def array_planes(images: np.ndarray | Tensor, channels: int) -> Tensor:

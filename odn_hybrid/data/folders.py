@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from odn_hybrid.data.decoding import open_image
 from odn_hybrid.data.items import FileItems, Items
 from odn_hybrid.errors import DataError, InputError
+from odn_hybrid.imaging import open_image
 
 __all__ = ["read_folder"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from odn_hybrid.data.decoding import open_image, pil_array
 from odn_hybrid.errors import DataError, InputError
+from odn_hybrid.imaging import open_image, pil_array
 
 __all__ = ["ArrayItems", "FileItems", "ItemError", "Items", "hash_array"]
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from odn_hybrid.data.decoding import array_planes, pil_array
+from odn_hybrid.data.decoding import array_planes
 from odn_hybrid.errors import ConfigError, InputError
+from odn_hybrid.imaging import pil_array
 
 __all__ = ["LUMA", "Images", "Preprocess"]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from odn_hybrid.data.arrays import image_array
-from odn_hybrid.data.decoding import pil_array
 from odn_hybrid.data.items import ArrayItems, ItemError, Items
 from odn_hybrid.data.labels import check_labels
 from odn_hybrid.errors import DataError, InputError, OdnError
+from odn_hybrid.imaging import pil_array
 
 __all__ = ["MAX_STREAMED", "class_names", "read_user"]
 

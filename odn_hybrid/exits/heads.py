@@ -25,6 +25,13 @@ def register_head(name: str) -> Callable[[HeadFactory], HeadFactory]:
     (batch, num_classes). A head whose forward begins with something that has no trained parameters can say
     so by two methods, `features(x)` and `classify(features)`, which one after the other are its forward: the
     regime "frozen" then keeps its features instead of the whole activation.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> from torch import nn
+        >>> @odn.register_head("flat")
+        ... def flat(layout, num_classes):
+        ...     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
     """
 
     def add(factory: HeadFactory) -> HeadFactory:

@@ -47,6 +47,15 @@ class MultiExit(nn.Module):
 
     Raises:
         ConfigError: an unknown kind of plan, or thin plans of a network none of whose units can be removed.
+
+    Example:
+        >>> import torch
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> network = odn.MultiExit(trunk).eval()
+        >>> [tuple(logits.shape) for logits in network(torch.rand(2, 3, 32, 32))][:2]
+        [(2, 10), (2, 10)]
     """
 
     def __init__(self, trunk: Trunk, config: ExitConfig | None = None) -> None:

@@ -23,7 +23,7 @@ from odn_hybrid.report.wording import (
     three,
 )
 
-__all__ = ["blank_table", "curves_table", "exits_table", "model_name", "summary_table"]
+__all__ = ["blank_table", "curves_table", "exits_table", "model_name", "model_rows", "summary_table"]
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # of the reference's MACs
 MOST_KEPT = 16  # characters; more units wrap
@@ -91,7 +91,7 @@ def summary_table(report: Data, comparison: Data | None, *, times: bool = True) 
     for name in ("mean\nMACs", "params", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     caption = "accuracy with 95 % interval"
-    rows = _rows_of(report) if comparison is None else comparison["rows"]
+    rows = model_rows(report) if comparison is None else comparison["rows"]
     n = next((row["accuracy"]["n"] for row in rows if row["accuracy"]), None)
     caption += f" on {n} test images" if n else ""
     if comparison is not None and times:
@@ -182,7 +182,7 @@ def _sizes(rows: list[Data]) -> str:
     return f" ({', '.join(f'{n} {split}' for split, n in found.items())} images)" if found else ""
 
 
-def _rows_of(report: Data) -> list[dict[str, Any]]:
+def model_rows(report: Data) -> list[dict[str, Any]]:
     """The rows of a comparison as far as the report alone knows them."""
     exits = {row["exit"]: row for row in report["exits"]}
     rows = []

@@ -23,6 +23,14 @@ def load(path: str | Path, *, threads: int | None = None) -> HaltingRunner:
     Raises:
         ExportError: no export, damaged, cut short, of an unknown version, or with files outside the folder.
         ConfigError: onnxruntime is missing, or `threads` is no number from 1.
+
+    Example:
+        >>> from odn_hybrid import OdnError, runner
+        >>> try:
+        ...     runner.load("no/such/folder")
+        ... except OdnError as error:
+        ...     print(type(error).__name__)
+        ExportError
     """
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ConfigError(f"threads is {threads!r}; it must be a whole number from 1")

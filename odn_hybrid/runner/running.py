@@ -88,6 +88,11 @@ class SegmentsRunner(HaltingRunner):
         self._sessions = list(sessions)
         self._looker = Looker(manifest.policy)
 
+    @property
+    def sessions(self) -> tuple[GraphSession, ...]:
+        """One per segment, for those who run segments themselves."""
+        return tuple(self._sessions)
+
     def every_exit(self, images: Images) -> NDArray[np.float32]:
         """Logits (batch, P, classes) at the policy's exits, halting or not; 0 where it never looks."""
         tensors: list[NDArray[Any]] = [_checked(images, self.manifest.image_shape)]

@@ -51,6 +51,15 @@ def export(
         ExportError: what was written answers otherwise than the model; nothing of it is left.
         ModelError: something that the format cannot express. RunDirError: `path` is taken.
         StorageError: the disk refuses.
+
+    Example:
+        >>> import tempfile
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> small = odn.cut(trunk, odn.thin(1.0, trunk)).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = odn.export(small, folder + "/pt2", "pt2")
     """
     wishes = {
         "depth": depth,

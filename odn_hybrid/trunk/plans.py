@@ -39,6 +39,11 @@ class DepthPlan:
     Attributes:
         kind: "prefix" (an exit head stands after the last) or "thin" (the backbone's own head stands there).
         keep: numbers of the units that stay, from 0, ascending.
+
+    Example:
+        >>> from odn_hybrid import DepthPlan
+        >>> DepthPlan("thin", (0, 2, 4, 6)).units
+        4
     """
 
     kind: str
@@ -51,7 +56,15 @@ class DepthPlan:
 
 
 def prefix(depth: int, trunk: Units) -> DepthPlan:
-    """The first `depth` units; raises `ConfigError` if there are not so many."""
+    """The first `depth` units; raises `ConfigError` if there are not so many.
+
+    Example:
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> odn.prefix(3, trunk).keep
+        (0, 1, 2)
+    """
     if not 1 <= depth <= len(trunk):
         raise ConfigError(f"prefix({depth!r}): the trunk has {len(trunk)} units; keep 1 to {len(trunk)}")
     return DepthPlan("prefix", tuple(range(depth)))
@@ -63,6 +76,13 @@ def thin(share: float, trunk: Units) -> DepthPlan:
     A unit is removable if it keeps the shape of its input and is not the first of its stage. Rounded up, so
     that any share above 0 removes something wherever something can be removed. Raises `ConfigError` for
     another share, and where nothing can be removed.
+
+    Example:
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> odn.thin(1.0, trunk).keep
+        (0, 2, 4, 6)
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"thin({share!r}): the share of removable units is a fraction from 0 to 1")

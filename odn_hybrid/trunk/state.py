@@ -36,6 +36,15 @@ class State:
         streams: other tensors (batch, ...) of the inputs (a class token, a second branch); mostly none.
         tables: what all inputs share and later units need (rope or relative-position tables).
         route: the `Route` that made it: steps for one image size and precision.
+
+    Example:
+        >>> import torch
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> state = trunk.run(trunk.stem(torch.rand(4, 3, 32, 32)), 0, 2)
+        >>> state.depth, len(state.select(torch.tensor([0, 3])).x)
+        (2, 2)
     """
 
     x: Tensor

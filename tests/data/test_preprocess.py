@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from odn_hybrid.data import Preprocess, decoding
+from odn_hybrid import imaging
+from odn_hybrid.data import Preprocess
 from odn_hybrid.errors import ConfigError, InputError
 
 GREY = Preprocess(size=(12, 12), mean=(0.5,), std=(0.25,), channels=1)
@@ -120,7 +121,7 @@ def test_no_images_give_an_empty_batch() -> None:
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
+    monkeypatch.setattr(imaging, "MAX_PIXELS", 100)
     with pytest.raises(InputError, match="limit of 100"):
         COLOUR(Image.new("L", (20, 20)))
 

@@ -13,10 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from odn_hybrid.data import (
-    decoding,
-    load_data,
-)
+from odn_hybrid import imaging
+from odn_hybrid.data import load_data
 from odn_hybrid.errors import DataError
 
 
@@ -201,7 +199,7 @@ def test_decompression_bombs_are_refused(
     refused: Callable[..., None],
 ) -> None:
     picture_folder(tmp_path)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 899)
+    monkeypatch.setattr(imaging, "MAX_PIXELS", 899)
     refused(tmp_path, "30x30 pixels")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     refused(tmp_path, "pixels")

@@ -41,6 +41,12 @@ class HaltingOutput:
         confidence: (batch,) calibrated probability of the answer.
         certified: whether the model's certificate speaks of these answers.
         answered: (batch,) the exit whose answer it is: with recall perhaps one before `exit`, else the same.
+
+    Example:
+        >>> import torch
+        >>> from odn_hybrid import HaltingOutput
+        >>> [name for name in HaltingOutput.__annotations__][:2]
+        ['logits', 'exit']
     """
 
     logits: Tensor
@@ -80,6 +86,19 @@ class HaltingModel(nn.Module):
 
     Raises:
         InputError: images of a wrong shape, dtype or device, an empty batch, or NaN pixels.
+
+    Example:
+        >>> import torch
+        >>> import timm
+        >>> import odn_hybrid as odn
+        >>> trunk = odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32)
+        >>> from odn_hybrid.stopping import Calibration, HaltingTable
+        >>> network = odn.MultiExit(trunk).eval()
+        >>> table = HaltingTable.of_thresholds([0.9] * 8, Calibration.of_temperatures([1.0] * 8))
+        >>> fast = odn.HaltingModel(network, table)
+        >>> out = fast(torch.rand(2, 3, 32, 32))
+        >>> out.logits.shape, out.certified
+        (torch.Size([2, 10]), False)
     """
 
     _units: Tensor

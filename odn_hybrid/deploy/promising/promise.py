@@ -50,6 +50,12 @@ class BoundedLoss:
     """A loss of one's own: `function(logits (n, C), labels (n,)) -> (n,)`, smaller is better.
 
     `low` and `high` are the range that it has by its nature; a range read off the data is no range.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> wrong = odn.BoundedLoss("wrong", lambda logits, labels: logits.argmax(1) != labels, 0.0, 1.0)
+        >>> wrong.name, wrong.high
+        ('wrong', 1.0)
     """
 
     name: str
@@ -74,6 +80,11 @@ class Promise:
         measure: "accuracy", "top-K accuracy" written top-2, top-5, ..., "brier", or a `BoundedLoss`.
         by: None for one promise about all images; "class" or "exit" for one per class or halting exit,
             all of them together.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> odn.Promise(drop=0.01, delta=0.05).policy
+        'snell'
     """
 
     drop: float

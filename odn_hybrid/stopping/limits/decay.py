@@ -34,6 +34,12 @@ class Decay:
         confidence: of the interval (Student's t on the logarithms, units taken as independent).
         error: root mean square of the logarithms' residuals.
         n: sizes fitted.
+
+    Example:
+        >>> from odn_hybrid.stopping import fit_decay
+        >>> fit = fit_decay([8.0, 4.1, 2.0, 1.0, 0.5])
+        >>> fit.kind, fit.n
+        ('geometric', 5)
     """
 
     kind: str
@@ -84,6 +90,11 @@ def fit_decay(
     """Least squares on logarithms: of `sizes` (n,) at `depths` (n,) from 0 (default 0, 1, ..).
 
     Raises `InputError` for fewer than four sizes or one that is not above 0, `ConfigError` for another kind.
+
+    Example:
+        >>> from odn_hybrid.stopping import fit_decay
+        >>> round(fit_decay([8.0, 4.1, 2.0, 1.0, 0.5]).rate, 2)
+        0.5
     """
     if kind not in KINDS:
         raise ConfigError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
@@ -119,7 +130,13 @@ def fit_decay(
 
 
 def better_decay(sizes: ArrayLike, depths: ArrayLike | None = None, *, confidence: float = 0.95) -> Decay:
-    """Of the two kinds the one that leaves the smaller error; see `fit_decay`."""
+    """Of the two kinds the one that leaves the smaller error; see `fit_decay`.
+
+    Example:
+        >>> from odn_hybrid.stopping import better_decay
+        >>> better_decay([1.0, 0.5, 0.33, 0.25, 0.2]).kind
+        'power'
+    """
     fits = [fit_decay(sizes, depths, kind=kind, confidence=confidence) for kind in KINDS]
     return min(fits, key=lambda fit: fit.error)
 

@@ -149,7 +149,13 @@ def depth_bound(gains: ArrayLike, costs: ArrayLike) -> int:
 
 
 def geometric_depth(first: float, rate: float, cost: float) -> int:
-    """Bound for gains `first` * `rate`**k: the smallest k with gain at most `cost`."""
+    """Bound for gains `first` * `rate`**k: the smallest k with gain at most `cost`.
+
+    Example:
+        >>> from odn_hybrid.stopping import geometric_depth
+        >>> geometric_depth(first=1.0, rate=0.5, cost=0.1)
+        4
+    """
     if not 0 < rate < 1:
         raise ConfigError(f"rate is {rate!r}; it must be between 0 and 1: without decay there is no bound")
     _checked(first, cost)
@@ -160,7 +166,13 @@ def geometric_depth(first: float, rate: float, cost: float) -> int:
 
 
 def power_depth(first: float, exponent: float, cost: float) -> int:
-    """Bound for gains `first` * (k + 1)**-`exponent`, any exponent above 0 (summable or not)."""
+    """Bound for gains `first` * (k + 1)**-`exponent`, any exponent above 0 (summable or not).
+
+    Example:
+        >>> from odn_hybrid.stopping import power_depth
+        >>> power_depth(first=1.0, exponent=2.0, cost=0.01)
+        9
+    """
     if not exponent > 0:
         raise ConfigError(f"exponent is {exponent!r}; it must be above 0: without decay there is no bound")
     _checked(first, cost)
@@ -174,7 +186,13 @@ def power_depth(first: float, exponent: float, cost: float) -> int:
 
 
 def summable_depth(total: float, cost: float) -> int:
-    """Bound for gains of sum at most `total`, in any order: below total / cost."""
+    """Bound for gains of sum at most `total`, in any order: below total / cost.
+
+    Example:
+        >>> from odn_hybrid.stopping import summable_depth
+        >>> summable_depth(total=1.0, cost=0.1)
+        9
+    """
     _checked(total, cost)
     return max(0, math.ceil(total / cost) - 1)
 
@@ -190,6 +208,11 @@ def separated_depth(
         extra: sum of all other gains: drift between heads and what stage transitions may gain.
         cost: least price of a unit.
         shares: candidates for the part of the cost that must outweigh `extra`, each between 0 and 1.
+
+    Example:
+        >>> from odn_hybrid.stopping import geometric_depth, separated_depth
+        >>> separated_depth(lambda cost: geometric_depth(1.0, 0.5, cost), extra=0.2, cost=0.1)
+        8
     """
     _checked(extra, cost)
     if extra == 0:

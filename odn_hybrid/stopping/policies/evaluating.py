@@ -22,7 +22,17 @@ Exits = NDArray[np.int64]
 
 
 def outcomes(members: Sequence[Member], logits: ArrayLike) -> tuple[Exits, Exits]:
-    """Where inputs stop and which exit answers, (m, n) each, for m policies and logits (n, K, C)."""
+    """Where inputs stop and which exit answers, (m, n) each, for m policies and logits (n, K, C).
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import outcomes, policy_path
+        >>> logits = np.random.default_rng(0).normal(size=(50, 3, 5))
+        >>> path = policy_path("fixed", logits, logits[:, 2].argmax(1), [1.0, 2.0, 3.0])
+        >>> taken, answered = outcomes(path, logits)
+        >>> taken[:, 0].tolist()
+        [3, 2, 1]
+    """
     table = as_logits(logits, 3)
     same = agreement(table)
     seen: dict[tuple[str, int], NDArray[np.float64]] = {}
@@ -60,6 +70,15 @@ def held_out_path(
     as they are; of those that are regressed (`FITTED`), each input is decided by policies fitted on the other
     four fifths, for else a policy's loss on its own inputs looks better than it is. The folds depend on the
     inputs' logits, not on their order.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import held_out_path
+        >>> logits = np.random.default_rng(0).normal(size=(100, 3, 5))
+        >>> labels, costs = logits[:, 2].argmax(1), [1.0, 2.0, 3.0]
+        >>> path, taken, answered = held_out_path("confidence", logits, labels, costs, count=4)
+        >>> len(path) == len(taken)
+        True
     """
     table = as_logits(logits, 3)
     wanted = as_labels(labels, table.shape[0], table.shape[2])
@@ -92,6 +111,11 @@ def within_cost(mean_costs: ArrayLike, worth: ArrayLike, limit: float) -> int:
 
     `mean_costs` and `worth` (accuracy, say): (m,) each. Of equally good ones the cheapest. Raises
     `ConfigError` if even the cheapest costs more, saying what that is.
+
+    Example:
+        >>> from odn_hybrid.stopping import within_cost
+        >>> within_cost([10.0, 15.0, 20.0], [0.80, 0.88, 0.90], limit=16.0)
+        1
     """
     price, value = np.asarray(mean_costs, dtype=np.float64), np.asarray(worth, dtype=np.float64)
     fitting = np.flatnonzero(price <= limit * (1 + 1e-12))
@@ -112,6 +136,12 @@ def evaluate(
     `exits_taken` (n,) from 1 to K, `logits` (n, K, C), `labels` (n,), `costs` (K,) cumulative to each exit;
     `answered` (n,): exits whose answers were given, with recall. Raises `InputError` for arrays that do not
     fit each other.
+
+    Example:
+        >>> from odn_hybrid.stopping import evaluate
+        >>> logits = [[[1.0, 0.0], [0.0, 1.0]]] * 2  # two images, two exits, two classes
+        >>> evaluate([1, 2], logits, [0, 1], [10.0, 20.0])["mean_cost"]
+        15.0
     """
     scores = as_logits(logits, 3)
     n, exits, classes = scores.shape
@@ -142,6 +172,15 @@ def curve(
 
     One row per different point: `setting`, `mean_cost` (unit of `costs`), `share` of the last exit's cost,
     and `accuracy` {value, n, low, high} with Wilson's 95 % interval.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import curve, policy_path
+        >>> logits = np.random.default_rng(0).normal(size=(50, 3, 5))
+        >>> labels = logits[:, 2].argmax(1)
+        >>> path = policy_path("fixed", logits, labels, [1.0, 2.0, 3.0])
+        >>> [row["mean_cost"] for row in curve(path, logits, labels, [1.0, 2.0, 3.0])]
+        [3.0, 2.0, 1.0]
     """
     table = as_logits(logits, 3)
     n, exits, classes = table.shape

@@ -51,6 +51,14 @@ class Member:
     Attributes:
         family, setting: which, and its one setting; see `FAMILIES`.
         table: what it compiles to.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import Member, policy_path
+        >>> logits = np.random.default_rng(0).normal(size=(50, 3, 5))
+        >>> path = policy_path("fixed", logits, logits[:, 2].argmax(1), [1.0, 2.0, 3.0])
+        >>> [member.setting for member in path]
+        [3, 2, 1]
     """
 
     family: str
@@ -110,6 +118,14 @@ def policy_path(
         prices: of "lookahead" and "snell", instead of ones chosen here.
 
     Raises `ConfigError` for an unknown family, `InputError` for arrays that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import policy_path
+        >>> logits = np.random.default_rng(0).normal(size=(200, 3, 5))
+        >>> path = policy_path("confidence", logits, logits[:, 2].argmax(1), [1.0, 2.0, 3.0], count=8)
+        >>> len(path), path[0].family
+        (8, 'confidence')
     """
     if family not in FAMILIES:
         raise ConfigError(f"unknown policy {family!r}; known: {', '.join(FAMILIES)}")
@@ -231,7 +247,15 @@ def _solved(
 
 
 def oracle(logits: ArrayLike, labels: ArrayLike, costs: ArrayLike, *, price: float) -> NDArray[np.int64]:
-    """Hindsight: the exit of smallest loss plus price, knowing the label, (n,) from 1; for reports only."""
+    """Hindsight: the exit of smallest loss plus price, knowing the label, (n,) from 1; for reports only.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import oracle
+        >>> logits = np.array([[[0.0, 1.0], [1.0, 0.0]]])  # exit 1 says class 1, exit 2 class 0
+        >>> oracle(logits, [0], [1.0, 2.0], price=0.1).tolist()
+        [2]
+    """
     table = as_logits(logits, 3)
     wanted = as_labels(labels, table.shape[0], table.shape[2])
     paid = relative_costs(costs, table.shape[1])

@@ -34,6 +34,13 @@ class Induction:
         rules: per exit and group: ascending edges of the score, and one decision (stop?) more than edges.
         value: mean loss plus price of depth over the inputs, under these rules.
         taken: exit at which each input stops, (n,) from 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import backward_induction
+        >>> found = backward_induction(np.zeros((50, 2)), np.ones((50, 2)), [1.0, 2.0], price=0.1)
+        >>> len(found.rules), found.taken[:3].tolist()
+        (2, [1, 1, 1])
     """
 
     rules: tuple[tuple[Rule, ...], ...]
@@ -68,6 +75,14 @@ def backward_induction(
             are right or wrong, 0 for expected losses, which hold no such noise.
 
     Raises `InputError` for arrays that do not fit or are not finite, `ConfigError` for another `shape`.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import backward_induction
+        >>> losses = np.array([[0.0, 0.0], [1.0, 0.0]] * 50)  # half of the inputs gain by going on
+        >>> scores = np.array([[0.9, 0.9], [0.1, 0.9]] * 50)
+        >>> backward_induction(losses, scores, [1.0, 2.0], price=0.1).taken[:4].tolist()
+        [1, 2, 1, 2]
     """
     problem = _checked(losses, scores, costs, price, groups, shape)
     return _induced(problem, shape, least, caution, nearest=False)
@@ -88,6 +103,13 @@ def one_step_ahead(
 
     Optimal in the monotone case (Chow, Robbins and Siegmund 1971): where it once calls for stopping it always
     would. Else it stops too early, at a plateau before a late gain.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import one_step_ahead
+        >>> losses, scores = np.array([[0.0, 0.0], [1.0, 0.0]] * 50), np.array([[0.9, 0.9], [0.1, 0.9]] * 50)
+        >>> one_step_ahead(losses, scores, [1.0, 2.0], price=0.1).taken[:4].tolist()
+        [1, 2, 1, 2]
     """
     problem = _checked(losses, scores, costs, price, groups, shape)
     return _induced(problem, shape, least, caution, nearest=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,34 @@ class Seen:
             self.said[rows],
             None if self.streak is None else self.streak[rows],
             self.score[rows],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[tuple[Seen, NDArray[np.intp]]]) -> Seen:
+        """Of some rows of several memories, in this order; all of one table and the same number of looks.
+
+        A decision depends on an input's own row only, so inputs may be put together in any groups.
+        """
+        if not parts:
+            raise ValueError("no memories to join")
+        if len(parts) == 1:
+            seen, rows = parts[0]
+            return seen.select(rows)
+
+        def together(of: Callable[[Seen], NDArray[Any] | None]) -> Any:
+            columns = [(of(seen), rows) for seen, rows in parts]
+            if any((column is None) != (columns[0][0] is None) for column, _ in columns):
+                raise ValueError("memories of different tables cannot be joined")
+            found = [column[rows] for column, rows in columns if column is not None]
+            return np.concatenate(found) if found else None
+
+        return cls(
+            together(lambda seen: seen.logits),
+            together(lambda seen: seen.confidence),
+            together(lambda seen: seen.exit),
+            together(lambda seen: seen.said),
+            together(lambda seen: seen.streak),
+            together(lambda seen: seen.score),
         )
 
 

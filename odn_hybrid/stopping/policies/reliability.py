@@ -41,6 +41,12 @@ class ReliabilityCurve:
         confidence, accuracy: means per bin.
         low, high: Wilson interval of each bin's accuracy.
         level: of the intervals.
+
+    Example:
+        >>> from odn_hybrid.stopping import reliability_curve
+        >>> curve = reliability_curve([0.6, 0.9, 0.95, 0.9], [False, True, True, True], bins=2)
+        >>> round(curve.error, 3)
+        0.088
     """
 
     edges: tuple[float, ...]
@@ -75,6 +81,13 @@ class CalibrationError:
         debiased: less the bias that resampling finds, at least 0; part of the bias remains.
         low, high: interval for the error without sampling noise in the answers.
         n, level: inputs, and the confidence of the interval.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import ece_interval
+        >>> found = ece_interval(np.full(400, 0.8), np.arange(400) % 5 != 0, resamples=50)
+        >>> found.low <= found.high
+        True
     """
 
     value: float
@@ -98,6 +111,11 @@ def reliability_curve(
         level: of the Wilson intervals.
 
     Raises `InputError` for arrays that do not fit, `ConfigError` for settings that do not exist.
+
+    Example:
+        >>> from odn_hybrid.stopping import reliability_curve
+        >>> reliability_curve([0.6, 0.9, 0.95, 0.9], [False, True, True, True], bins=2).counts
+        (0, 4)
     """
     edges, counts, said, hits = _binned(*_checked(confidence, right), bins, binning)
     check_probability(level, "level")
@@ -123,6 +141,11 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
 
     `probabilities` (n, C) with rows that sum to 1, `labels` (n,). Naeini et al. 2015, as in arXiv 1706.04599.
     A figure to look at, biased upwards for small n (see `ece_interval`); nothing is promised from it.
+
+    Example:
+        >>> from odn_hybrid.stopping import expected_calibration_error
+        >>> round(expected_calibration_error([[0.8, 0.2]] * 4, [0, 0, 0, 1]), 3)
+        0.05
     """
     rows = as_logits(probabilities, 2)
     wanted = as_labels(labels, *rows.shape)
@@ -163,6 +186,13 @@ def ece_interval(
     would almost always exclude 0, also for a perfectly calibrated network.
 
     Gaps that cancel within one bin are not seen. Deterministic for a `seed`.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import ece_interval
+        >>> found = ece_interval(np.full(400, 0.8), np.arange(400) % 5 != 0, resamples=50)
+        >>> found.low <= 0.01
+        True
     """
     score, hit = _checked(confidence, right)
     alpha = 1 - check_probability(level, "level")

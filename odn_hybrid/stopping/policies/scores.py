@@ -21,6 +21,12 @@ def readiness(logits: ArrayLike, score: str, calibration: Calibration) -> NDArra
     """Scores (n, K) of logits (n, K, C).
 
     Raises `ConfigError` for an unknown score and `InputError` for arrays that do not fit.
+
+    Example:
+        >>> from odn_hybrid.stopping import Calibration, readiness
+        >>> logits = [[[1.0, 0.0], [3.0, 0.0]]]  # one image, two exits, two classes
+        >>> readiness(logits, "confidence", Calibration.of_temperatures([1.0, 1.0])).round(3).tolist()
+        [[0.731, 0.953]]
     """
     table = as_logits(logits, 3)
     if score not in SCORES:

@@ -39,6 +39,14 @@ class HaltingTable:
             scores in [e_j, e_(j+1)). The last exit stops whatever its row says.
         recall: None, or a handicap per exit: the answer so far is kept, and looked at, where it is more
             confident than the exit's by at least that; see `recall.py`.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import Calibration, HaltingTable
+        >>> table = HaltingTable.of_thresholds([0.9, 0.9], Calibration.of_temperatures([1.0, 1.0]))
+        >>> logits = np.array([[[4.0, 0.0], [5.0, 0.0]], [[1.0, 0.0], [2.0, 0.0]]])  # two images, two exits
+        >>> table.decide(logits)[0].tolist()
+        [1, 2]
     """
 
     score: str
@@ -181,7 +189,14 @@ class HaltingTable:
         cls, thresholds: Sequence[float], calibration: Calibration, score: str = "confidence",
         *, recall: tuple[float, ...] | None = None,
     ) -> HaltingTable:  # fmt: skip
-        """Stop at the first exit whose score reaches its own threshold; `NEVER` is never reached."""
+        """Stop at the first exit whose score reaches its own threshold; `NEVER` is never reached.
+
+        Example:
+            >>> from odn_hybrid.stopping import Calibration, HaltingTable
+            >>> table = HaltingTable.of_thresholds([0.9, 0.9], Calibration.of_temperatures([1.0, 1.0]))
+            >>> len(table), table.score
+            (2, 'confidence')
+        """
         rows = tuple((((float(t),), (False, True)),) * 2 for t in thresholds)
         return cls(score, calibration, rows, recall)
 

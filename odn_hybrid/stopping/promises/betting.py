@@ -47,6 +47,12 @@ class BettingTest:
     `drop`, 0 <= drop < span. `delta`: the level, for which the stakes are chosen; the p-value is valid at
     every level. Raises `InputError` for values that are not finite or out of range, `ConfigError` for numbers
     out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import BettingTest
+        >>> BettingTest(np.zeros(2000), span=1.0, drop=0.01, delta=0.05).p_value() < 0.05
+        True
     """
 
     differences: Values

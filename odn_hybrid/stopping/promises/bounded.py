@@ -31,6 +31,13 @@ class BoundedCertificate:
     evidence, images and the mean difference seen; `digest`: SHA-256 of the sorted differences, which fixes
     the order of the test too. `p_value`, `upper_bound`: of the betting test; `certified` is
     `upper_bound <= drop`. The other fields are `Certificate`'s.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_bounded
+        >>> told = certify_bounded(np.zeros(2000), np.zeros(2000), low=0.0, high=1.0, drop=0.02, delta=0.05)
+        >>> type(told).__name__, told.certified
+        ('BoundedCertificate', True)
     """
 
     drop: float
@@ -105,6 +112,13 @@ def certify_bounded(
     distribution; the order of the images does not matter. For losses that are 0 or 1 use `certify_paired`,
     which has more power. Raises `InputError` for losses that do not fit and `ConfigError` for numbers out
     of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_bounded
+        >>> loss = np.linspace(0.0, 0.5, 2000)
+        >>> certify_bounded(loss, loss + 0.001, low=0.0, high=2.0, drop=0.02, delta=0.05).certified
+        True
     """
     change, low, high = differences(losses_reference, losses_policy, low, high)
     test = BettingTest(change, high - low, float(drop), check_probability(delta, "delta"))

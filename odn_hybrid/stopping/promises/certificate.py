@@ -31,6 +31,13 @@ class Certificate:
     number would do. `reference`: what the drop is measured against. `data`: what the promise is
     exchangeable with. `statement`: the promise or the refusal in one line. `measure`: the accuracy meant,
     such as "top-5 accuracy". `method`: the test.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_paired
+        >>> right = np.ones(500, dtype=bool)
+        >>> certify_paired(right, right, drop=0.001, delta=0.05).needed_n  # too few images for so much
+        3023
     """
 
     drop: float
@@ -110,6 +117,14 @@ def certify_paired(
     a drop above `drop` is certified with probability at most `delta`. Method and proof:
     theory/certificate.md. Raises `InputError` for arrays that are not paired booleans and `ConfigError` for
     `drop` or `delta` out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_paired
+        >>> right = np.arange(2000) % 10 != 0  # the reference: 90 %
+        >>> told = certify_paired(right, right & (np.arange(2000) % 500 != 1), drop=0.01, delta=0.05)
+        >>> told.certified, told.newly_wrong, round(told.upper_bound, 4)
+        (True, 4, 0.0046)
     """
     before = as_correct(correct_reference, 1, "correct_reference")
     after = as_correct(correct_policy, 1, "correct_policy")
@@ -134,6 +149,11 @@ def smallest_drop(n: int, delta: float) -> float:
 
     Rounded up. Only images that become newly right could show a smaller one. What that means for the choice
     of depth: theory/target_to_depth.md.
+
+    Example:
+        >>> from odn_hybrid.stopping import smallest_drop
+        >>> round(smallest_drop(1000, 0.05), 4)
+        0.003
     """
     n = check_counts(0, n)[1]
     delta = check_probability(delta, "delta")

@@ -46,6 +46,14 @@ class GroupsCertificate:
     """Promises that hold for all groups named as certified, together, with confidence 1 - delta.
 
     `certified`: every group earned it. `groups` in the caller's order.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_groups
+        >>> right = np.ones(1000, dtype=bool)
+        >>> told = certify_groups(right, right, np.arange(1000) % 2, drop=0.02, delta=0.05)
+        >>> len(told.groups)
+        2
     """
 
     drop: float
@@ -108,6 +116,13 @@ def certify_groups(
     those that occur. Holm's procedure on the groups' p-values: of the groups called certified, with
     probability at least 1 - delta none exceeds the drop, under any dependence (theory/certificate.md). Raises
     as `certify_paired` and `certify_bounded` do.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_groups
+        >>> right, group = np.ones(4000, dtype=bool), np.arange(4000) % 2
+        >>> certify_groups(right, right, group, drop=0.01, delta=0.05).certified
+        True
     """
     labels = np.asarray(groups)
     before, after = np.asarray(reference), np.asarray(policy)

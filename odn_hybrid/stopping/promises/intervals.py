@@ -18,6 +18,11 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
     Its coverage is `level` on average over proportions, not at each: right for the figures of a table.
     `successes` of `n` trials; `InputError` for impossible counts, `ConfigError` for `level` outside (0, 1).
+
+    Example:
+        >>> from odn_hybrid.stopping import wilson
+        >>> [round(end, 3) for end in wilson(95, 100)]
+        [0.888, 0.978]
     """
     successes, n = check_counts(successes, n)
     z = float(ndtri(0.5 + check_probability(level, "level") / 2))
@@ -41,6 +46,11 @@ def clopper_pearson(
     Coverage is at least `level` for every proportion and every `n`. `side="upper"` gives `(0, high)` and
     `side="lower"` gives `(low, 1)`, each one-sided bound holding with probability `level` by itself.
     `InputError` for impossible counts, `ConfigError` for `level` outside (0, 1) or an unknown `side`.
+
+    Example:
+        >>> from odn_hybrid.stopping import clopper_pearson
+        >>> [round(end, 3) for end in clopper_pearson(0, 100, side="upper")]
+        [0.0, 0.03]
     """
     successes, n = check_counts(successes, n)
     alpha = 1 - check_probability(level, "level")

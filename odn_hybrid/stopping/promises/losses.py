@@ -18,6 +18,11 @@ def top_k_correct(logits: ArrayLike, labels: ArrayLike, k: int) -> NDArray[np.bo
 
     A tie counts against the label: it is in only if fewer than `k` other classes have a logit at least as
     large. Raises `InputError` for arrays that do not fit and `ConfigError` unless 1 <= k <= C.
+
+    Example:
+        >>> from odn_hybrid.stopping import top_k_correct
+        >>> top_k_correct([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [1, 2], k=2).tolist()
+        [True, False]
     """
     scores = as_logits(logits, 2)
     n, classes = scores.shape
@@ -32,6 +37,11 @@ def brier_scores(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     """Brier score of every image, (n, C) and (n,) -> (n,): sum over classes of (softmax - one-hot)^2.
 
     It lies in [0, 2], `BRIER_RANGE`. Raises `InputError` for arrays that do not fit.
+
+    Example:
+        >>> from odn_hybrid.stopping import brier_scores
+        >>> brier_scores([[0.0, 0.0], [9.0, -9.0]], [0, 1]).round(3).tolist()
+        [0.5, 2.0]
     """
     scores = as_logits(logits, 2)
     n, classes = scores.shape

@@ -32,6 +32,11 @@ class PairedTest:
 
     `n` images, `newly_wrong` and `newly_right` of them; `drop` is the promise, which fixes the order of
     outcomes and therefore must be chosen before looking; `delta` is the level.
+
+    Example:
+        >>> from odn_hybrid.stopping import PairedTest
+        >>> PairedTest(n=2000, newly_wrong=4, newly_right=0, drop=0.01, delta=0.05).rejects()
+        True
     """
 
     n: int

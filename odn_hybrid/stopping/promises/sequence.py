@@ -35,6 +35,14 @@ class SequenceCertificate:
     if the first failed. `upper_bound`: what may be claimed of the chosen one's drop after such a choice: the
     promise, or the largest bound of all if every candidate passed; the first one's bound if none did. The
     other fields are `Certificate`'s, about the first candidate where none passed.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_sequence
+        >>> right = np.ones(500, dtype=bool)
+        >>> told = certify_sequence(right, [right, right], drop=0.01, delta=0.05)
+        >>> told.certified, told.chosen
+        (True, 1)
     """
 
     drop: float
@@ -96,6 +104,15 @@ def certify_sequence(
     `order_candidates` on the calibration split; by default 0 to m - 1. If neither candidates nor order depend
     on these images, a candidate whose drop exceeds the promise is chosen with probability at most `delta`.
     Raises as `certify_paired` and `certify_bounded` do, and `InputError` for an order that does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_sequence
+        >>> right = np.ones(1000, dtype=bool)
+        >>> strict, loose = right.copy(), right.copy()
+        >>> strict[:1], loose[:100] = False, False
+        >>> certify_sequence(right, [strict, loose], drop=0.01, delta=0.05).chosen
+        0
     """
     table = _as_table(candidates)
     sequence = _as_order(np.arange(len(table)) if order is None else order, len(table))
@@ -129,6 +146,14 @@ def order_candidates(
     loosest candidate up to which, from the dearest on, all are predicted to pass with `sure` or more; with
     the likeliest of all if even the dearest is not. From there at most `steps` candidates, evenly spread over
     the cheaper ones. Stricter candidates than the start are left out: each could only fail and end the walk.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import order_candidates
+        >>> right = np.ones(1000, dtype=bool)
+        >>> loose = np.arange(1000) % 500 != 0
+        >>> order_candidates(right, [right, loose], [2.0, 1.0], drop=0.01, delta=0.05).tolist()
+        [0, 1]
     """
     table = _as_table(candidates)
     check_probability(delta, "delta")
@@ -164,7 +189,15 @@ def order_candidates(
 def predicted_power(
     lost: NDArray[np.float64], moved: NDArray[np.float64], n: int, size: int, drop: float, delta: float
 ) -> NDArray[np.float64]:
-    """Chance (m,) that `size` images certify, from mean and mean square of `n` calibration differences."""
+    """Chance (m,) that `size` images certify, from mean and mean square of `n` calibration differences.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import predicted_power
+        >>> lost, moved = np.array([0.0, 0.02]), np.array([0.005, 0.03])
+        >>> predicted_power(lost, moved, 1000, 2000, 0.01, 0.05).round(2).tolist()
+        [0.98, 0.01]
+    """
     edge = drop - max(float(ndtri(1 - delta)), 0.0) * np.sqrt(np.maximum(moved, drop) / size)
     return np.asarray(ndtr((edge - lost) / np.sqrt((moved + 1 / n) * (1 / n + 1 / size))))
 

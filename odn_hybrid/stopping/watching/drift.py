@@ -43,6 +43,14 @@ class DriftState:
         order: what gave the alarm: "confidence", or "exit" (the exit and, within an exit, confidence).
         alarms: how many there were; at most one with a promise for all time.
         sentence: the same in words, with what cannot be seen.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import DriftMonitor
+        >>> monitor = DriftMonitor(np.linspace(0.5, 1.0, 100), np.ones(100, dtype=int), exits=2)
+        >>> state = monitor.update([0.7, 0.9], [1, 1])
+        >>> state.seen, state.alarm
+        (2, False)
     """
 
     alarm: bool
@@ -89,6 +97,16 @@ class DriftMonitor:
     The state is about 30 kB as JSON, whatever was seen; b inputs take O(b log m), a call about a
     millisecond and an input some 10 microseconds.
     Raises `InputError` for unusable statistics and `ConfigError` for unusable choices.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import DriftMonitor
+        >>> random = np.random.default_rng(0)
+        >>> monitor = DriftMonitor(random.uniform(0.5, 1.0, 500), random.integers(1, 5, 500), exits=4)
+        >>> monitor.update(random.uniform(0.5, 1.0, 200), random.integers(1, 5, 200)).alarm
+        False
+        >>> monitor.update(random.uniform(0.5, 0.6, 200), np.full(200, 4)).alarm
+        True
     """
 
     def __init__(

@@ -47,6 +47,14 @@ class ExitOutputs:
         smoothing: the part of every target that is spread evenly over the classes.
         class_weights: (classes,) weights of the targets' classes; None weighs all alike.
         whole: in a training over several processes, each sees all of the batch; else each sees its own part.
+
+    Example:
+        >>> import torch
+        >>> from odn_hybrid.training import ExitOutputs
+        >>> logits = [torch.zeros(2, 5), torch.zeros(2, 5)]
+        >>> seen = ExitOutputs(logits, torch.tensor([0, 1]), torch.tensor([0.5, 1.0]))
+        >>> seen.losses().shape
+        torch.Size([2, 2])
     """
 
     logits: list[Tensor]
@@ -79,6 +87,7 @@ class ExitOutputs:
 
 Objective = nn.Module
 PLAIN = "cross_entropy"  # the objective that trains the deepest exit alone
+#: Objectives by the names that recipes use: functions `(outputs, **args)`, or classes `(exits, **args)`.
 OBJECTIVES: dict[str, Callable[..., Any]] = {}
 
 
@@ -92,7 +101,16 @@ class _FunctionObjective(nn.Module):
 
 
 def register_objective(name: str) -> Callable[[Any], Any]:
-    """Register a function `(outputs, **args) -> scalar`, or a Module class `(exits, **args)`."""
+    """Register a function `(outputs, **args) -> scalar`, or a Module class `(exits, **args)`.
+
+    Example:
+        >>> from odn_hybrid.training import build_objective, register_objective
+        >>> @register_objective("worst")
+        ... def worst(outputs):
+        ...     return outputs.losses().max()
+        >>> type(build_objective("worst", exits=4)).__mro__[1].__name__
+        'Module'
+    """
 
     def add(thing: Any) -> Any:
         OBJECTIVES[name] = thing
@@ -105,6 +123,13 @@ def build_objective(name: str, exits: int, **args: Any) -> nn.Module:
     """Build a registered objective for K = `exits` exits.
 
     Raises `ConfigError` for an unknown name or options that it does not take.
+
+    Example:
+        >>> import torch
+        >>> from odn_hybrid.training import ExitOutputs, build_objective
+        >>> seen = ExitOutputs([torch.zeros(2, 5)] * 3, torch.tensor([0, 1]), torch.tensor([0.3, 0.6, 1.0]))
+        >>> round(float(build_objective("joint", exits=3)(seen)), 3)
+        1.609
     """
     if name not in OBJECTIVES:
         raise ConfigError(f"unknown objective {name!r}; known objectives: {', '.join(sorted(OBJECTIVES))}")

@@ -1,0 +1,28 @@
+"""The page of records: what each claims, and the command that wrote it."""
+
+from __future__ import annotations
+
+import json
+
+from making.places import RECORDS
+
+TOP = """# Records
+
+Every figure on this site and in the README comes from one of these files. A program wrote each of them; the
+command is in it. A test compares the pages with them.
+
+| record | what it shows | command |
+| --- | --- | --- |
+"""
+
+
+def records_page() -> str:
+    """A row for each record."""
+    rows = []
+    for path in sorted(RECORDS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        claim = " ".join(str(record["claim"]).split()).replace("|", "\\|")
+        rows.append(
+            f"| [{path.stem}](repo:benchmarks/records/{path.name}) | {claim} | `{record['command']}` |\n"
+        )
+    return TOP + "".join(rows)

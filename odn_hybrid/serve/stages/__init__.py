@@ -1,0 +1,1 @@
+"""Models in segments on a device, as the scheduler runs them."""

@@ -1,0 +1,189 @@
+"""Logs are lines of JSON; a full disk, or a reader that does not read, costs lines and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from odn_hybrid.errors import StorageError
+from odn_hybrid.serve.settings import ServeSettings
+from odn_hybrid.serve.watching import Logs, configure_logging, say
+from odn_hybrid.serve.watching import logs as logs_module
+
+SOON = 30.0  # seconds after which something is broken
+log = logging.getLogger("odn_hybrid.serve.test")
+FULL = Path("/dev/full")
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "server.log"
+
+
+class Disk(io.StringIO):
+    """A file on a disk that may be full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(text)
+
+    def close(self) -> None:
+        """It is read afterwards."""
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    made = Disk()
+    monkeypatch.setattr(logging.FileHandler, "_open", lambda self: made)
+    yield made
+
+
+def test_events_and_plain_lines_are_json(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with configure_logging(ServeSettings(log_file=file)):
+        say(log, "loaded", model='net\n{"', version="abc", seconds=1.5)
+        log.warning("odd %s", "things")
+        log.debug("not said")
+        try:
+            raise ValueError("inside")
+        except ValueError:
+            log.exception("failed")
+        logging.getLogger("uvicorn.error").info("of a library")
+    written = lines_of(file.read_text())
+    assert written == lines_of(capfd.readouterr().err)
+    first, second, third, fourth = written
+    assert first.pop("time").endswith("Z")
+    assert first == {"level": "info", "event": "loaded", "model": 'net\n{"', "version": "abc", "seconds": 1.5}
+    assert (second["event"], second["level"], second["message"]) == ("log", "warning", "odd things")
+    assert "ValueError: inside" in third["message"] and third["level"] == "error"
+    assert fourth["logger"] == "uvicorn.error"
+
+
+def test_afterwards_loggers_are_as_before(file: Path) -> None:
+    loggers = [logging.getLogger(name) for name in logs_module.LOGGERS]
+    before = [(log.propagate, log.level, list(log.handlers)) for log in loggers]
+    logs = configure_logging(ServeSettings(log_file=file))
+    assert [log.handlers for log in loggers] != [handlers for *_, handlers in before]
+    logs.close()
+    logs.close()
+    assert [(log.propagate, log.level, log.handlers) for log in loggers] == before
+
+
+def test_a_full_disk_loses_lines_counts_them_says_so_once_and_recovers(
+    file: Path, disk: Disk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs = configure_logging(ServeSettings(log_file=file))
+    say(log, "before")
+    drained(logs)
+    disk.full = True
+    for number in range(5):
+        say(log, "lost", number=number)
+    drained(logs)
+    disk.full = False
+    say(log, "after")
+    logs.close()
+    assert logs.lost == {"file": 5}
+    assert [line["event"] for line in lines_of(disk.getvalue())] == ["before", "after"]
+    said = capfd.readouterr().err.splitlines()
+    complaints = [line for line in said if not line.startswith("{")]
+    assert len(complaints) == 1 and "No space left on device" in complaints[0]
+    assert str(file) not in complaints[0]
+    assert len(said) == 7 + 1  # on standard error every line is there
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+def test_the_device_that_is_always_full(capfd: pytest.CaptureFixture[str]) -> None:
+    with configure_logging(ServeSettings(log_file=FULL)) as logs:
+        for number in range(20):
+            say(log, "request", number=number)
+    assert logs.lost["file"] == 20
+    said = capfd.readouterr().err
+    assert said.count("No space left") == 1 and said.count('"request"') == 20
+
+
+def test_half_a_line_of_a_full_disk_does_not_spoil_the_next(file: Path) -> None:
+    file.write_text('{"event": "whole"}\n{"event": "ha')
+    with configure_logging(ServeSettings(log_file=file)):
+        say(log, "next")
+    whole, half, after = file.read_text().splitlines()
+    assert json.loads(whole)["event"] == "whole" and half.endswith("ha")
+    assert json.loads(after)["event"] == "next"
+
+
+def test_a_large_file_is_put_aside(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs_module, "FILE_BYTES", 1000)
+    monkeypatch.setattr(logs_module, "FILES", 2)
+    with configure_logging(ServeSettings(log_file=file)) as logs:
+        for number in range(100):
+            say(log, "request", number=number)
+    kept = sorted(file.parent.iterdir())
+    assert [path.name for path in kept] == ["server.log", "server.log.1", "server.log.2"]
+    assert all(path.stat().st_size <= 1000 for path in kept) and not logs.lost
+    assert lines_of(file.read_text())[-1]["number"] == 99
+
+
+def test_a_file_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be written"):
+        configure_logging(ServeSettings(log_file=tmp_path / "nowhere" / "server.log"))
+
+
+class Stuck(logging.Handler):
+    """A terminal that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.goes_on = threading.Event(), threading.Event()
+        self.written = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reached.set()
+        assert self.goes_on.wait(SOON)
+        self.written += 1
+
+
+def test_who_logs_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs_module, "LAST", 0.05)
+    stuck = Stuck()
+    logs = Logs([stuck], Counter(), waiting=10)
+    say(log, "first")
+    assert stuck.reached.wait(SOON)
+    for number in range(1000):
+        say(log, "more", number=number)
+    assert logs.lost == {"full": 990}
+    logs.close()  # gives up waiting
+    stuck.goes_on.set()
+
+
+def test_what_cannot_be_put_into_words_is_lost_alone(file: Path) -> None:
+    class Bad:
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    with configure_logging(ServeSettings(log_file=file)) as logs:
+        log.info("%s", Bad())
+        say(log, "fine")
+    assert [line["event"] for line in lines_of(file.read_text())] == ["fine"]
+    assert sum(logs.lost.values()) == 1
+
+
+def drained(logs: Logs) -> None:
+    """Until what was logged so far is written."""
+    logs._entry.queue.join()

@@ -1,0 +1,188 @@
+"""The documentation: every public name has its place, pages are what the code says, links lead somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "docs"))
+
+from making import commands, errors, executing, links, mathml, recipes, reference, sources  # noqa: E402
+
+import odn_hybrid  # noqa: E402
+from odn_hybrid.cli import cli  # noqa: E402
+from odn_hybrid.exits.heads import HEADS  # noqa: E402
+from odn_hybrid.training import OBJECTIVES  # noqa: E402
+
+PUBLIC = [(area.module, name) for area in reference.AREAS for name in area.all_names]
+
+
+# --- the reference ----------------------------------------------------------------------------------
+
+
+def test_every_public_name_has_its_place_in_the_reference() -> None:
+    front = {name for module, name in PUBLIC if module == "odn_hybrid"}
+    assert front | set(reference.ELSEWHERE) == set(odn_hybrid.__all__)
+    pages = reference.reference_pages()
+    for area in reference.AREAS:
+        for name in area.all_names:
+            assert f"\n## {name}\n" in pages[f"reference/{area.slug}.md"]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=lambda value: str(value))
+def test_every_public_name_says_what_it_is(module: str, name: str) -> None:
+    thing = getattr(importlib.import_module(module), name)
+    if not callable(thing):
+        assert reference._said(name, module)
+        return
+    said = inspect.getdoc(thing)
+    assert said, f"{module}.{name} has no docstring"
+    assert re.match(r"\W*\w.*[.:;]($|\n)", said, re.S), f"{module}.{name}: the docstring is no sentence"
+    if inspect.isclass(thing):
+        members = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
+        bare = [
+            key for key, value in members.items() if inspect.isfunction(value) and not inspect.getdoc(value)
+        ]
+        assert not bare or bare == ["forward"], f"{module}.{name}: {bare} have no docstring"
+
+
+MODULES = sorted(
+    {inspect.getmodule(getattr(importlib.import_module(m), n)) for m, n in PUBLIC} - {None}, key=str
+)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.__name__))
+def test_every_example_of_a_docstring_runs(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry, name in ((HEADS, "flat"), (OBJECTIVES, "worst")):  # what examples register goes again
+        monkeypatch.setitem(registry, name, None)
+        monkeypatch.delitem(registry, name)
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert found.failed == 0
+
+
+# --- pages that programs write ----------------------------------------------------------------------
+
+
+def test_the_page_of_errors_has_every_kind_and_what_to_do() -> None:
+    assert set(errors.ADVICE) == set(errors.kinds())
+    page = errors.errors_page()
+    for name in errors.kinds():
+        assert f"\n## {name}\n" in page and errors.ADVICE[name] in page
+
+
+def test_messages_are_read_from_the_code() -> None:
+    said = errors.messages()
+    assert any("give 15" in text or "too few to divide" in text for text in said["DataError"])
+    assert "the batch is empty" in said["InputError"]
+    assert sum(map(len, said.values())) > 100
+
+
+def test_the_page_of_commands_has_every_verb_and_option() -> None:
+    page = commands.commands_page()
+    for name, command in cli.commands.items():
+        assert f"## odn {name}\n" in page
+        for parameter in command.params:
+            for option in parameter.opts:
+                assert not option.startswith("--") or option in page, f"odn {name} {option}"
+
+
+def test_the_page_of_recipes_has_every_field() -> None:
+    page = recipes.recipes_page()
+    for name in (
+        "model.name",
+        "optim.lr",
+        "expansion.reload.patience",
+        "choice.max_macs",
+        "frozen.epochs",
+        "seed",
+    ):
+        assert f"| `{name}` |" in page
+    assert "| `exits.plan` | `prefix`, `thin` | `prefix` |" in page
+    assert "| `optim.lr` | number, or null | `null` |" in page
+
+
+# --- what Sphinx reads ------------------------------------------------------------------------------
+
+
+def test_links_between_files_are_made_to_fit_the_site() -> None:
+    page = ROOT / "docs" / "halting.md"
+    text = "[a](../theory/drift.md#x) [`b`](../odn_hybrid/run.py) [c](https://d.e) ![f](../g.png)\n"
+    assert sources.fitted(text, page) == (
+        "[a](/theory/drift.md#x) [`b`](repo:odn_hybrid/run.py) [c](https://d.e) ![f](../g.png)\n"
+    )
+    code = "```\n[a](../theory/drift.md)\n```\n"
+    assert sources.fitted(code, page) == code
+
+
+def test_links_of_every_page_lead_to_files_that_exist() -> None:
+    written = {ROOT / "docs" / name for name in sources.written_pages()} | {
+        ROOT / "docs" / "choose" / "index.html"
+    }
+    for page in sources.site_pages():
+        text = sources.FENCE.sub("", page.read_text(encoding="utf-8"))
+        for match in sources.LINK.finditer(text):
+            target = match["target"].partition("#")[0]
+            if target and not re.match(r"[a-z]+:", target) and not target.startswith("/"):
+                file = (page.parent / target).resolve()
+                assert file.exists() or file in written, f"{page.name}: {match['target']}"
+
+
+def test_every_formula_of_the_pages_becomes_mathml() -> None:
+    from pages import FENCE, HEADER, MATH, all_pages
+
+    count = 0
+    for page in [*all_pages(), *all_pages(ROOT / "docs")]:
+        text = FENCE.sub("", HEADER.sub("", page.text))
+        for match in MATH.finditer(text):
+            made = mathml.mathml(mathml.TAG.sub("", match[0].strip("$")), "inline")
+            assert made.startswith("<math")
+            count += 1
+    assert count > 1000
+    with pytest.raises(ValueError, match="nosuchcommand"):
+        mathml.mathml(r"a \nosuchcommand b", "inline")
+
+
+def test_tutorials_are_notebooks_that_are_executed() -> None:
+    names = {page.name for page in executing.notebooks()}
+    wanted = {"first_fit", "own_images", "pretrained", "budget", "certificate", "extending"}
+    assert {f"tutorials/{name}.md" for name in wanted} <= names
+    assert "tutorials/many_gpus.md" not in names and "theory/certificate.md" in names
+
+
+def test_a_page_is_executed_again_when_its_surroundings_change(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("1")
+    before = executing.digest([file], "text")
+    assert executing.digest([file], "text") == before != executing.digest([file], "other")
+    file.write_text("2")
+    assert executing.digest([file], "text") != before
+
+
+# --- the checker of links ---------------------------------------------------------------------------
+
+
+def test_broken_links_and_foreign_files_are_found(tmp_path: Path) -> None:
+    site = tmp_path.resolve()
+    (site / "deep").mkdir()
+    (site / "index.html").write_text(
+        '<h1 id="top">a</h1><a href="deep/b.html#there">b</a><a href="#top">c</a>'
+    )
+    (site / "deep" / "b.html").write_text('<p id="there"></p><a href="../index.html">up</a>')
+    assert links.faults(site) == []
+    (site / "deep" / "b.html").write_text(
+        '<a href="../index.html#no">1</a><a href="none.html">2</a><a href="/index.html">3</a>'
+        '<a href="../../out.html">4</a><script src="https://a.b/c.js"></script><a href="https://a.b">fine</a>'
+    )
+    found = "\n".join(links.faults(site))
+    assert "index.html: deep/b.html#there has no such place" in found
+    for said in ("#no has no such place", "none.html is not there", "under a sub-path", "out of the site"):
+        assert said in found
+    assert "fetches https://a.b/c.js" in found and len(found.splitlines()) == 6
