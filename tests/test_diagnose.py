@@ -226,6 +226,7 @@ def test_a_run_is_measured_up_to_its_reference_and_compared_with_its_choices() -
     assert found.price > 0
 
 
+@pytest.mark.long
 def test_a_real_fit_is_measured(tiny: dict[str, Any]) -> None:
     longer = {**tiny, "overrides": {**tiny["overrides"], "expansion.max_looks": 12}}
     run = fit(**longer)

@@ -305,6 +305,7 @@ for number in range(len(sys.argv) // 2):
 """
 
 
+@pytest.mark.long
 def test_saved_loaded_in_a_fresh_process_and_tuned_further(run: Run, tmp_path: Path) -> None:
     """What `run.truncate` and `cut` give is a plain model: its answers travel, and it goes on learning."""
     from safetensors.torch import save_file
@@ -393,6 +394,7 @@ def test_the_whole_network_may_be_cut() -> None:
 # --- the command line -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_command_line(
     tiny_arguments: list[str], run: Run, tmp_path: Path, odn: Callable[..., tuple[int, str, str]]
 ) -> None:

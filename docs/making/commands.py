@@ -19,7 +19,8 @@ def commands_page() -> str:
 
 
 def _section(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=f"odn {name}", max_content_width=100)
+    # With the settings of the whole: a command remembers its help option from the first context it is given.
+    context = click.Context(command, info_name=f"odn {name}", **cli.context_settings)
     usage = command.get_usage(context).removeprefix("Usage: ")
     usage = " ".join(usage.split())
     example = (command.epilog or "").removeprefix("Example: ").strip()

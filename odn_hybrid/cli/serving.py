@@ -81,6 +81,8 @@ def serve(
     }
     if not ray and replicas is not None:
         raise ConfigError("--replicas goes with --ray")
+    if ray and allow_reload:
+        raise ConfigError("--allow-reload would act on one replica only; leave it out with --ray")
     if ray:
         _need("serve,ray", "ray", "fastapi", "prometheus_client", "python_multipart")
         from odn_hybrid.serve.replicas.cluster import deploy

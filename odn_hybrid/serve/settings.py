@@ -91,8 +91,11 @@ class ServeSettings:
             raise ConfigError(f"port is {self.port!r}; it must be from 0 to 65535")
         if (self.certfile is None) != (self.keyfile is None):
             raise ConfigError("TLS needs both a certificate and its key (--certfile, --keyfile)")
-        if self.token is not None and (len(self.token) < 16 or not self.token.isascii()):
-            raise ConfigError("the token is too short or not ASCII; give one of 16 characters or more")
+        token = self.token
+        if token is not None and (len(token) < 16 or not token.isascii() or token.strip() != token):
+            raise ConfigError(
+                "the token is too short, not ASCII, or ends in a blank; give one of 16 characters or more"
+            )
 
 
 def _check(

@@ -10,9 +10,11 @@ import shutil
 import socket
 import subprocess
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from odn_hybrid.serve.app import guarding, service
+from odn_hybrid.serve.app import guarding, inferring, service
+from odn_hybrid.serve.app.asked import parse_request
 from odn_hybrid.serve.app.bodies import accepted_encoding, inflate, packed
 from odn_hybrid.serve.hosting.hosted import Opened
 from odn_hybrid.serve.refusals import Refusal, TooLarge
@@ -198,6 +201,23 @@ def test_large_bodies_and_answers_are_worked_on_elsewhere_and_the_same() -> None
             check_answers(outputs_of(client.post(INFER, **made)), images)
 
 
+@pytest.mark.parametrize("length", ["{}", "{:012}"])
+def test_no_large_body_is_read_on_the_event_loop(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, length: str
+) -> None:
+    read: list[str] = []
+
+    def noted(*args: Any) -> Any:
+        read.append(threading.current_thread().name)
+        return parse_request(*args)
+
+    monkeypatch.setattr(inferring, "parse_request", noted)
+    content = json.dumps(request_of(some_images(1))).encode() + b" " * service.LARGE
+    header = {"Inference-Header-Content-Length": length.format(len(content))}
+    assert client.post(INFER, content=content, headers=header).status_code == 200
+    assert len(read) == 1 and read[0].startswith("odn-app")
+
+
 def test_only_the_outputs_asked_for_come_and_in_that_order(client: httpx.Client) -> None:
     images = some_images()
     asked = [{"name": "exit", "parameters": {"binary_data": True}}, {"name": "logits"}]
@@ -277,6 +297,16 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "half a byte": (_changed(datatype="UINT8", shape=[1, 8, 8, 3]), 400, "whole numbers from 0 to 255"),
     "no byte": (_changed(datatype="UINT8", shape=[1, 8, 8, 3], data=[256] * 192), 400, "from 0 to 255"),
     "five channels": (_changed(datatype="UINT8", shape=[1, 1, 1, 5], data=[1] * 5), 400, "channels"),
+    "more than memory": (
+        _changed(datatype="UINT8", shape=[1, 1, 1, 10**15], data=[[1]]),
+        400,
+        "nested in another way",
+    ),
+    "more than an index": (
+        _changed(datatype="UINT8", shape=[1, 1, 1, 10**19], data=[[[[1]]]]),
+        400,
+        "nested in another way",
+    ),
     "no data": ({"inputs": [{"name": "images", "datatype": "FP32", "shape": [1, 3, 8, 8]}]}, 400, "neither"),
     "size without bytes": (_changed(parameters={"binary_data_size": 768}), 400, "both data and"),
     "shared memory": (_changed(parameters={"shared_memory_region": "a"}), 400, "not offered"),
@@ -642,6 +672,38 @@ def test_an_answer_that_does_not_come_is_not_waited_for(held: Held, monkeypatch:
         response = httpx.post(found.url + INFER, json=_one(), timeout=LONGEST)
         assert response.status_code in (503, 504), response.text
         held.let.set()
+
+
+def test_pixels_are_not_kept_while_a_request_waits(
+    held: Held, picture: tuple[bytes, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(images: Any) -> np.ndarray:
+        return staged.numbered([1] * len(images))
+
+    held.opened = replace(held.opened, transform=small)
+    with (
+        answering({"small": held.opened}) as found,
+        httpx.Client(base_url=found.url, timeout=LONGEST) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        decoded: list[weakref.ref[np.ndarray]] = []
+        decode = found.decoders.decode
+
+        async def watched(data: bytes) -> np.ndarray:
+            pixels = await decode(data)
+            decoded.append(weakref.ref(pixels))
+            return pixels
+
+        monkeypatch.setattr(found.decoders, "decode", watched)
+        held.asleep = True
+        first = pool.submit(client.post, "/predict", content=picture[0])
+        assert held.begun.wait(LONGEST)
+        assert (
+            client.get("/v2/health/live").status_code == 200
+        )  # the loop has gone on: only answers are awaited
+        assert [pixels() for pixels in decoded] == [None]
+        held.let.set()
+        assert first.result().status_code == 200
 
 
 def test_a_client_that_goes_takes_its_request_along(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:

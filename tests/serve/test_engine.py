@@ -248,6 +248,86 @@ def test_closing_refuses_what_is_left():
         opened(engine, Table(table()))
 
 
+def test_a_model_can_be_retired_after_closing():
+    engine = Engine()
+    stages = Table(table())
+    lane = opened(engine, stages)
+    engine.start()
+    engine.close()
+    assert engine.retire(lane).result(SOON) is None and stages.closed == 1
+
+
+def test_what_is_cancelled_during_a_long_step_does_not_pile_up(engine):
+    """Nor do those who wait lose their place by it."""
+    door = Door()
+    stages = Table(table(), before=door)
+    lane = opened(engine, stages, max_batch=4, queue=8)
+    first = engine.submit(lane, numbered([0]), Options())
+    assert door.reached.wait(SOON)
+    others = [engine.submit(lane, numbered([n]), Options()) for n in (1, 2)]
+    most = 0
+    for _ in range(200):
+        assert engine.submit(lane, numbered([3, 4, 5]), Options()).cancel()
+        most = max(most, sum(engine.queues().values()))
+    assert lane.inside == 3 and most <= 2 * 8 + 3
+    door.open.set()
+    for row, future in ((0, first), (1, others[0]), (2, others[1])):
+        np.testing.assert_array_equal(future.result(SOON).logits[0], stages.alone(row)[0])
+    assert not {3, 4, 5} & {row for _, rows in stages.ran for row in rows}
+
+
+def test_a_slow_while_does_not_keep_everybody_out_for_good(engine):
+    """Where nothing waits, deadlines are held against the times that were measured, and pace is learned."""
+    lane = opened(engine, Table(table()))
+    for _ in range(400):
+        lane.expected.took(0, 1, 1.0)
+    before = lane.expected.pace
+    # 0.1 ms, as measured; at that pace it would be 2 ms before the first exit.
+    work = max(lane.expected.seconds(0, 1), float(lane.expected.remaining[0]))
+    deadline = 1e3 * work * before / 2
+    for _ in range(20):
+        try:
+            engine.submit(lane, numbered([0]), Options(deadline_ms=deadline)).exception(SOON)
+        except Overloaded as refusal:  # only of a machine that is itself so slow
+            assert "deadline" in str(refusal)
+    assert lane.expected.pace < before
+
+
+def test_a_model_that_fails_when_asked_for_its_certificate_hangs_nobody(engine):
+    class Broken(Table):
+        @property
+        def certified(self):
+            raise RuntimeError("secret path /home/somebody")
+
+        @certified.setter
+        def certified(self, value):
+            pass
+
+    lane = opened(engine, Broken(table()))
+    failed = engine.submit(lane, numbered([0]), Options()).exception(SOON)
+    assert isinstance(failed, Failed) and "secret" not in str(failed)
+    assert lane.inside == 0 and engine.drain(SOON)
+
+
+def test_when_the_device_thread_dies_nobody_waits_for_it():
+    engine, door = Engine(), Door()
+    lane = opened(engine, Table(table(), before=door), max_batch=1)
+    engine.start()
+    futures = [engine.submit(lane, numbered([n]), Options()) for n in range(4)]
+    assert door.reached.wait(SOON)
+
+    def broken(now):
+        raise RuntimeError("a mistake of ours")
+
+    engine._scheduler.pick = broken
+    door.open.set()
+    assert all(isinstance(future.exception(SOON), Stopping) for future in futures[1:])
+    with pytest.raises(Stopping):
+        engine.submit(lane, numbered([0]), Options())
+    engine.close()
+    assert not engine.alive and lane.inside == 0
+
+
 def test_two_models_share_the_device(engine):
     one, two = Table(table(seed=1)), Table(table(seed=2))
     lanes = opened(engine, one), opened(engine, two)

@@ -282,6 +282,16 @@ def test_sigterm_answers_all_that_was_accepted(start: Start, images: np.ndarray)
     assert server.wait() == 0
 
 
+def test_a_device_that_hangs_does_not_keep_the_server_from_ending(start: Start, images: np.ndarray) -> None:
+    server = start("--max-batch", "1", "--drain-seconds", "1").ready()
+    server.hold.touch()
+    connection = server.raw(images[0])
+    until(lambda: server.hold.with_name(server.hold.name + "-held").exists(), "a device that hangs")
+    server.kill()
+    assert server.wait() == 0
+    connection.close()
+
+
 def test_what_is_not_answered_in_time_is_refused_and_a_second_signal_waits_for_nobody(
     start: Start, images: np.ndarray
 ) -> None:

@@ -110,6 +110,46 @@ def test_what_machines_ask_all_the_time_is_not_logged(
     assert logged(caplog) == []
 
 
+def test_requests_of_one_connection_are_told_apart(asking: Asking, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    images = numbered_images([3])
+    given = {"name": "images", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
+    body = json.dumps({"inputs": [given]}).encode()
+
+    def scope(method: str, path: str) -> dict[str, Any]:
+        return {
+            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
+            "headers": [], "root_path": "", "http_version": "1.1", "scheme": "http",
+        }  # fmt: skip
+
+    async def scene() -> None:
+        waiting = [("GET", "/v2", b""), ("POST", "/v2/models/net/infer", body)]
+        tasks: list[asyncio.Task[None]] = []
+
+        def begin(method: str, path: str, data: bytes) -> None:
+            messages = [{"type": "http.request", "body": data, "more_body": False}]
+
+            async def receive() -> dict[str, Any]:
+                return messages.pop() if messages else await asyncio.Future()  # the client stays
+
+            async def send(message: Any) -> None:
+                # A server begins what is pipelined when an answer is out, in the context of that answer.
+                if message["type"] == "http.response.body" and not message.get("more_body") and waiting:
+                    begin(*waiting.pop())
+
+            tasks.append(asyncio.create_task(asking.app(scope(method, path), receive, send)))
+
+        begin("POST", "/v2/models/net/infer", body)
+        while tasks:
+            await tasks.pop(0)
+
+    asyncio.run(scene())
+    first, second, third = logged(caplog)
+    assert [line["status"] for line in (first, second, third)] == [200] * 3
+    assert first["exits"] == second["exits"] == answers(LOGITS[[3]])[1].tolist()
+    assert first["units"] == second["units"] and "model" not in third and "exits" not in third
+
+
 def test_metrics_and_status_over_http(asking: Asking) -> None:
     asking.infer(1, 2, 3)
     asking("GET", "/nowhere")

@@ -114,11 +114,11 @@ def test_the_page_of_recipes_has_every_field() -> None:
 
 def test_links_between_files_are_made_to_fit_the_site() -> None:
     page = ROOT / "docs" / "halting.md"
-    text = "[a](../theory/drift.md#x) [`b`](../odn_hybrid/run.py) [c](https://d.e) ![f](../g.png)\n"
+    text = "[a](../theory/README.md#x) [`b`](../odn_hybrid/run.py) [c](https://d.e) ![f](../g.png)\n"
     assert sources.fitted(text, page) == (
-        "[a](/theory/drift.md#x) [`b`](repo:odn_hybrid/run.py) [c](https://d.e) ![f](../g.png)\n"
+        "[a](/theory/README.md#x) [`b`](repo:odn_hybrid/run.py) [c](https://d.e) ![f](../g.png)\n"
     )
-    code = "```\n[a](../theory/drift.md)\n```\n"
+    code = "```\n[a](../theory/README.md)\n```\n"
     assert sources.fitted(code, page) == code
 
 

@@ -31,6 +31,7 @@ def test_false_certificates_enumerated_at_the_boundary(n, drop, delta):
     assert max(sizes) > 0.75 * delta  # and hardly any of delta is wasted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("n", "q"), [(1000, 0.011), (1000, 0.03), (5000, 0.013), (5000, 0.05)])
 def test_false_certificates_simulated_at_the_boundary(n, q):
     trials = 3000
@@ -40,6 +41,7 @@ def test_false_certificates_simulated_at_the_boundary(n, q):
     assert false <= binom.ppf(0.999, trials, DELTA)
 
 
+@pytest.mark.long
 def test_the_upper_bound_covers_other_drops_than_the_promised_one():
     n, trials = 400, 600
     for b, c in ((0.03, 0.0), (0.05, 0.02), (0.02, 0.03)):

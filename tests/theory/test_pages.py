@@ -37,7 +37,15 @@ def _run(page: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        # `make theory` executes it in full, too
+        pytest.param(page, marks=[pytest.mark.long] if page.path.stem == "transformers" else [])
+        for page in PAGES
+    ],
+    ids=lambda page: page.path.stem,
+)
 def test_the_cells_of_a_page_run_and_their_checks_hold(page):
     done = _run(page.path)
     assert done.returncode == 0, done.stderr

@@ -526,6 +526,7 @@ def test_interrupted_after_every_row_and_resumed(
         assert found[part] == wanted[part], part
 
 
+@pytest.mark.long
 def test_kill_9_leaves_no_features(
     tiny: dict[str, Any], trained: Run, tmp_path: Path, start_odn: Callable[..., Any]
 ) -> None:

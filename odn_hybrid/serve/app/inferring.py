@@ -98,7 +98,7 @@ async def _infer(service: Service, request: Request) -> Response:
     if encoding:
         body = await service.work(len(body) * PACKED_COST, inflate, body, encoding, settings.max_body_bytes)
     header = headers.get("inference-header-content-length")
-    text = len(body) if header is None else int(header) if header.isdecimal() and len(header) < 12 else 0
+    text = int(header) if header is not None and header.isdecimal() and len(header) <= 12 else len(body)
     asked = await service.work(text, parse_request, body, header, settings.max_images)
 
     async def prepare(hosted: Hosted) -> NDArray[np.float32]:

@@ -92,9 +92,10 @@ def _from_lists(data: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -
     flat = not data or not isinstance(data[0], list)
     if len(data) != (count if flat else shape[0]):
         raise BadRequest(f"data has {len(data)} entries; the shape is {_listed(shape)}")
+    pieces = _pieces(data) if flat else list(_rows(data, shape))  # as many numbers as the shape says
     found = np.empty(count, dtype=dtype)
     place = 0
-    for row in _pieces(data) if flat else _rows(data, shape):
+    for row in pieces:
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
             found[place : place + len(row)] = _numbers(row, dtype)
         place += len(row)

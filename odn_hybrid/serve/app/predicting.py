@@ -51,9 +51,11 @@ def predict_routes(service: Service) -> APIRouter:
         name = asked["model"] if "model" in asked else service.only()
         service.host.model(name)  # an unknown one is said before the body is read
         file = await _file(service, request)
-        pixels = await answer_of(request, service.decoders.decode(file), service.until(request, options))
+        until = service.until(request, options)
 
         async def prepare(hosted: Hosted) -> NDArray[np.float32]:
+            # The pixels are not kept while the request waits for the device: a small file may hold many.
+            pixels = await answer_of(request, service.decoders.decode(file), until)
             small = pixels.shape[:2] == hosted.stages.image_shape[1:]
             return await service.work(0 if small else LARGE, prepared, [pixels], hosted)
 

@@ -117,10 +117,10 @@ class Host:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a model, and the first ones have all been loaded."""
+        """Whether there is a model, the first ones have all been loaded, and the device thread runs."""
         with self._lock:
             self._was_ready = self._was_ready or (bool(self._models) and not self._loading)
-            return self._was_ready and bool(self._models)
+            return self._was_ready and bool(self._models) and self.engine.alive
 
     # --- requests -------------------------------------------------------------------------------------
 

@@ -29,7 +29,10 @@ def listen(settings: ServeSettings) -> socket.socket:
         raise ConfigError(f"--host is {host!r}, which is no address of this machine") from None
     family, _, _, _, place = found[0]
     try:
-        return socket.create_server(place[:2], family=family, backlog=BACKLOG)
+        listener = socket.create_server(place[:2], family=family, backlog=BACKLOG)
+        # asyncio does so only for sockets that name their protocol; small answers would wait 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         why = error.strerror or str(error)
         raise ConfigError(

@@ -39,7 +39,10 @@ class Models(Protocol):
 
 
 def repository_routes(service: Models) -> APIRouter:
-    """`POST /v2/repository/index` and `/v2/repository/models/{name}/load` and `/unload`."""
+    """`POST /v2/repository/index` and `/v2/repository/models/{name}/load` and `/unload`.
+
+    Not for browsers, in which any page could send these requests to a server on the same machine.
+    """
     router = APIRouter(tags=["repository"])
 
     @router.post("/v2/repository/index", summary="Models and whether they are loaded")
@@ -56,6 +59,7 @@ def repository_routes(service: Models) -> APIRouter:
 
     @router.post("/v2/repository/models/{name}/load", summary="Load a model, or load it again")
     async def load(name: str, request: Request) -> Response:
+        _check_origin(request)
         await _check_parameters(request)
         try:
             await service.load(name)
@@ -69,11 +73,17 @@ def repository_routes(service: Models) -> APIRouter:
 
     @router.post("/v2/repository/models/{name}/unload", summary="Unload a model")
     async def unload(name: str, request: Request) -> Response:
+        _check_origin(request)
         await _check_parameters(request)
         await service.unload(name)
         return Response(status_code=200)
 
     return router
+
+
+def _check_origin(request: Request) -> None:
+    if "origin" in request.headers:
+        raise BadRequest("models are not loaded and unloaded from web pages")
 
 
 async def _check_parameters(request: Request) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,7 +113,7 @@ class Service:
         log.warning(
             "%d requests are not answered after %g seconds", self.gate.inside, self.settings.drain_seconds
         )
-        await in_thread(self.engine.close)
+        await self._close_engine()
         await self.gate.emptied(AT_LAST)
         return False
 
@@ -120,7 +121,12 @@ class Service:
         """Stop everything."""
         self.gate.stopping = True
         await self.decoders.close()
-        await in_thread(self.engine.close)
+        await self._close_engine()
+
+    async def _close_engine(self) -> None:
+        """A device that hangs is not waited for: the process ends without it."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(in_thread(self.engine.close), AT_LAST)
 
     def _path(self, name: str) -> Path:
         path = self.loading.models.get(name)

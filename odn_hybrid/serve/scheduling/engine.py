@@ -78,6 +78,8 @@ class Engine:
         """Stop the thread after its step; what still waits is refused (`Stopping`)."""
         with self._changed:
             self._draining = self._closed = True
+            for lane in self._scheduler.lanes:
+                lane.retired = lane.retired or Future()
             left = [(lane, request) for lane in self._scheduler.lanes for request in lane.empty()]
             self._stir()
         self._end([(lane, request, Stopping("the server is stopping")) for lane, request in left])
@@ -195,6 +197,8 @@ class Engine:
         if self._draining or lane.retired is not None:
             why = "the server is stopping" if self._draining else "the model was replaced"
             raise Stopping(why, retry_after=1)
+        if lane.crowded:  # with what is cancelled while a step takes long
+            lane.sweep()
         backlog, room = self._scheduler.backlog, lane.settings.queue - lane.inside
         if request.left > lane.settings.queue:
             raise BadRequest(f"{request.left} images in one request; the queue holds {lane.settings.queue}")
@@ -204,28 +208,35 @@ class Engine:
                 retry_after=backlog,
             )
         expected = lane.expected
-        own = expected.pace * max(expected.seconds(0, 1), request.left * float(expected.remaining[0]))
+        # Where nothing waits, a pace that was slow once keeps nobody out: only steps can bring it up to date.
+        pace = expected.pace if backlog else min(expected.pace, 1.0)
+        own = pace * max(expected.seconds(0, 1), request.left * float(expected.remaining[0]))
         if self.clock() + backlog + own > request.deadline:
             raise Overloaded("the deadline is nearer than the work before it", retry_after=backlog)
 
     # --- the device thread ----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closed:
-            if self.turn():
-                continue
-            with self._changed:
-                if not self._closed and not self._stirred:
-                    self._changed.wait(self._pause())
-                self._stirred = False
+        try:
+            while not self._closed:
+                if self.turn():
+                    continue
+                with self._changed:
+                    if not self._closed and not self._stirred:
+                        self._changed.wait(self._pause())
+                    self._stirred = False
+        except BaseException:  # nobody waits for answers that cannot come
+            log.critical("the device thread has died; nothing is answered any more", exc_info=True)
+            self.close()
 
     def turn(self) -> bool:
         """What the device thread does again and again: one step. False if there was nothing to do."""
         with self._changed:
             self._stirred = False
             now = self.clock()
-            gone, late = self._gone(), self._scheduler.late(now)
+            gone = self._gone()
             work = None if self._closed else self._scheduler.pick(now)
+            late = self._scheduler.late(now)
         for lane in gone:
             self._finish(lane)
         try:
@@ -268,18 +279,17 @@ class Engine:
     def _end(self, ended: list[Ended]) -> None:
         """Hand out answers and refusals, each request's once."""
         for lane, request, refusal in ended:
-            if request.over:
+            with self._changed:  # who closes the engine may be ending it, too
+                first, request.over = not request.over, True
+            if not first or not request.future.set_running_or_notify_cancel():
                 continue
-            request.over = True
-            if not request.future.set_running_or_notify_cancel():
-                continue
-            if refusal is not None:
-                request.future.set_exception(refusal)
-                self.observer.refused(lane.name, type(refusal))
-                continue
-            output = _output(lane, request)
-            request.future.set_result(output)
-            self.observer.answered(lane.name, output, self.clock() - request.arrived)
+            found = refusal or _output(lane, request)
+            if isinstance(found, Refusal):
+                request.future.set_exception(found)
+                self.observer.refused(lane.name, type(found))
+            else:
+                request.future.set_result(found)
+                self.observer.answered(lane.name, found, self.clock() - request.arrived)
 
 
 def _too_late(lane: Lane, job: Job) -> Ended | None:
@@ -292,14 +302,19 @@ def _too_late(lane: Lane, job: Job) -> Ended | None:
     return (lane, request, None) if whole else None
 
 
-def _output(lane: Lane, request: Request) -> RunnerOutput:
+def _output(lane: Lane, request: Request) -> RunnerOutput | Failed:
     stages = lane.stages
+    try:
+        certified = request.plain and stages.certified
+    except Exception:  # its future is taken: somebody has to be told
+        log.exception("model %s does not say whether it is certified", lane.name)
+        return Failed("the model failed on this request")
     exits, units = np.array(stages.exits, dtype=np.int64), np.array(stages.units, dtype=np.int64)
     return RunnerOutput(
         request.logits,
         exits[request.taken - 1],
         units[request.taken - 1],
         request.confidence,
-        request.plain and stages.certified,
+        certified,
         exits[request.answered - 1],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+import math
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
@@ -30,6 +30,7 @@ class Lane:
         inside: images accepted and not answered yet.
         backlog: expected seconds of work for them.
         retired: set when no more requests come; done when the last is answered.
+        late: taken out because their deadline has passed, and not told of yet.
     """
 
     def __init__(self, name: str, stages: Stages, times: SegmentTimes, settings: LaneSettings) -> None:
@@ -39,6 +40,7 @@ class Lane:
         self.queues: list[list[tuple[float, int, Job]]] = [[] for _ in stages.numbers]
         self.inside = 0
         self.retired: Future[None] | None = None
+        self.late: list[Job] = []
         self._depths = [stages.units[number - 1] for number in stages.numbers]
 
     @property
@@ -74,39 +76,42 @@ class Lane:
         job.due = min(job.request.arrived + self.patience, job.request.deadline)
         heapq.heappush(self.queues[segment], (job.due, next(ORDER), job))
 
-    def head(self, segment: int) -> Job | None:
-        """Who is due first of those that are still wanted."""
+    def head(self, segment: int, now: float = -math.inf) -> Job | None:
+        """Who is due first of those that are still wanted; whose deadline has passed is `late` instead."""
         queue = self.queues[segment]
         while queue:
             job = queue[0][2]
             if job.request.wanted:
-                return job
+                if job.request.deadline > now:
+                    return job
+                self.late.append(job)
             heapq.heappop(queue)
         return None
 
-    def take(self, segment: int, most: int) -> list[Job]:
+    def take(self, segment: int, most: int, now: float) -> list[Job]:
         """Up to `most` inputs, those due first."""
         found: list[Job] = []
-        queue = self.queues[segment]
-        while queue and len(found) < most:
-            job = heapq.heappop(queue)[2]
-            if job.request.wanted:
-                found.append(job)
+        while len(found) < most and (job := self.head(segment, now)) is not None:
+            heapq.heappop(self.queues[segment])
+            found.append(job)
         return found
 
-    def unwanted(self, now: float) -> Iterable[Job]:
-        """Takes out who is not wanted any more, and gives those whose deadline has passed."""
-        late = []
+    @property
+    def crowded(self) -> bool:
+        """Whether those that nobody wants any more may be as many as the queue holds."""
+        return sum(map(len, self.queues)) > self.inside + self.settings.queue
+
+    def sweep(self, now: float = -math.inf) -> None:
+        """Takes out who is not wanted any more, and as `late` those whose deadline has passed."""
         for number, queue in enumerate(self.queues):
             kept = [
                 entry for entry in queue if entry[2].request.wanted and not entry[2].request.deadline <= now
             ]
             if len(kept) == len(queue):
                 continue
-            late += [e[2] for e in queue if e[2].request.wanted and e[2].request.deadline <= now]
+            self.late += [e[2] for e in queue if e[2].request.wanted and e[2].request.deadline <= now]
             heapq.heapify(kept)
             self.queues[number] = kept
-        return late
 
     def empty(self) -> list[Request]:
         """Takes everybody out: the requests that are still wanted."""

@@ -7,9 +7,10 @@ of a queue are taken is what serves all of them soonest on average, by measured 
 time grows with the batch, everybody where it does not. The device never waits while there is work.
 
 **Nobody starves.** An input is due `patience_ms` after it arrived. Who is due comes before all others, the
-earliest due first, and what arrives later is due later. So from the moment it is due an input waits at every
-place for the step that is running and at most for one step of each input that was due before it, of which
-there are fewer than `queue`.
+earliest due first, and what arrives later is due later. So from the moment it is due until it leaves an input
+waits, at every place, at most for the step that is running, and all in all for one step at every place of
+each input that was due before it. Of these there are fewer than the `queue`s of all models hold together,
+and the requests that had arrived then, but whose bodies were still on their way.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Scheduler:
         chosen: tuple[Lane, int] | None = None
         for lane in self.lanes:
             for segment, queue in enumerate(lane.queues):
-                head = lane.head(segment) if queue else None
+                head = lane.head(segment, now) if queue else None
                 if head is None or not self._ready(lane, segment, head, now):
                     continue
                 due = head.due <= now
@@ -49,7 +50,7 @@ class Scheduler:
         lane, segment = chosen
         here = len(lane.queues[segment])
         size = lane.expected.batch(segment, here, self.waiting - here)
-        return Work(lane, segment, lane.take(segment, size))
+        return Work(lane, segment, lane.take(segment, size, now))
 
     @staticmethod
     def _ready(lane: Lane, segment: int, head: Job, now: float) -> bool:
@@ -69,11 +70,15 @@ class Scheduler:
         return min(times, default=math.inf)
 
     def late(self, now: float) -> list[tuple[Lane, Job]]:
-        """Takes out inputs whose deadline has passed, and who is not waited for; looks now and then."""
-        if now - self._swept < SWEEP:
-            return []
-        self._swept = now
-        return [(lane, job) for lane in self.lanes for job in lane.unwanted(now)]
+        """Takes out inputs whose deadline has passed: those come upon, and now and then all there are."""
+        if now - self._swept >= SWEEP:
+            self._swept = now
+            for lane in self.lanes:
+                lane.sweep(now)
+        found = [(lane, job) for lane in self.lanes for job in lane.late]
+        for lane in self.lanes:
+            lane.late = []
+        return found
 
     @property
     def waiting(self) -> int:

@@ -50,7 +50,8 @@ def run_step(
         return [(lane, job.request, Failed("the model failed on this request")) for job in work.jobs]
     with lock:
         lane.expected.took(segment, len(jobs), now - begun)
-        lane.expected.saw(segment, len(jobs), len(jobs) - int(stops.sum()))
+        # Who was stopped by a depth or deadline of its own would have gone on; who was sent on, does.
+        lane.expected.saw(segment, len(jobs), max(len(staying), len(jobs) - int(stops.sum())))
         for job in staying:
             job.held, job.seen = after, seen
             lane.push(job, segment + 1, now)
@@ -113,8 +114,8 @@ def _compacted(
 ) -> tuple[Held, Seen]:
     """State and memory of those who go on, without the rows of the others where these are the most.
 
-    Otherwise rows are copied once, when the next batch is put together. At most twice the memory is held that
-    those who wait need.
+    Otherwise rows are copied once, when the next batch is put together. So a batch leaves at most twice the
+    memory that those who wait need; it is held until the last of them has gone on.
     """
     if not staying or 2 * len(staying) > count:
         return after, seen

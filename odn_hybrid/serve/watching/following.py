@@ -59,7 +59,7 @@ class Following:
                 status = message["status"]
             await send(message)
 
-        with telling() as told:
+        with telling(scope) as told:
             try:
                 await self.app(scope, receiving, sending)
             finally:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from odn_hybrid.runner import RunnerOutput
 from odn_hybrid.serve.refusals import Refusal
@@ -15,6 +16,7 @@ from odn_hybrid.serve.refusals import Refusal
 __all__ = ["Told", "telling", "told"]
 
 MOST = 64  # exits that are kept of one request
+KEY = "odn_told"
 
 _told: ContextVar[Told | None] = ContextVar("odn_told", default=None)
 
@@ -69,13 +71,16 @@ def told() -> Told | None:
 
 
 @contextmanager
-def telling() -> Iterator[Told]:
-    """Inside, `told()` is this; in a request that is told of already, what it is."""
-    known = _told.get()
+def telling(scope: MutableMapping[str, Any]) -> Iterator[Told]:
+    """Inside, `told()` is this; in a request (an ASGI `scope`) that is told of already, what it is.
+
+    The scope knows, not the context: the next request on a connection may be begun in that of the last one.
+    """
+    known: Told | None = scope.get(KEY)
     if known is not None:
         yield known
         return
-    mine = Told()
+    mine = scope[KEY] = Told()
     token = _told.set(mine)
     try:
         yield mine

@@ -94,7 +94,7 @@ class _Tracing:
         parent = self.propagator.extract(headers)
         with (
             self.tracer.start_as_current_span(scope["method"], context=parent, kind=SpanKind.SERVER) as span,
-            telling() as told,
+            telling(scope) as told,
         ):
             try:
                 await self.app(scope, receive, sending)
