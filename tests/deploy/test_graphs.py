@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -96,24 +96,16 @@ def test_two_threads_on_streams_of_their_own(
     network, table, images, scores = made
     model = HaltingModel(network.copy(), table)
     model.warm_up((64,), rounds=2)
-    problems: list[BaseException] = []
 
     def work(seed: int) -> None:
         random = np.random.default_rng(seed)
-        try:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                for _ in range(100):
-                    rows = random.integers(0, 256, int(random.integers(1, 65)))
-                    check(model, images[torch.from_numpy(rows).cuda()], scores[rows])
-        except BaseException as problem:
-            problems.append(problem)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(100):
+                rows = random.integers(0, 256, int(random.integers(1, 65)))
+                check(model, images[torch.from_numpy(rows).cuda()], scores[rows])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))  # raises what a thread raised
 
 
 def test_bf16_and_compiled(made: tuple[MultiExit, HaltingTable, Tensor, np.ndarray]) -> None:

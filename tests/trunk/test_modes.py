@@ -1,9 +1,8 @@
 """A trunk follows its model: sizes, precisions, memory layouts, wrappers, compiled parts, swapped modules."""
 
 import copy
-import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -214,22 +213,13 @@ def test_threads_that_meet_a_new_size_share_its_route(build: Build) -> None:
     model, size = build("resnet18")
     trunk = Trunk(model.eval(), image_size=size)
     images = torch.rand(4, 3, 40, 40)
-    states: dict[int, State] = {}
-    wrong: list[Any] = []
 
-    def work(row: int) -> None:
-        try:
-            with torch.no_grad():
-                states[row] = trunk.run(trunk.stem(images[row : row + 1]), 0, 4)
-        except BaseException as error:
-            wrong.append(error)
+    def work(row: int) -> State:
+        with torch.no_grad():
+            return trunk.run(trunk.stem(images[row : row + 1]), 0, 4)
 
-    threads = [threading.Thread(target=work, args=(row,)) for row in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong, wrong
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(work, range(4)))  # raises what a thread raised
     with torch.no_grad():
-        joined = State.cat([states[row] for row in range(4)])
+        joined = State.cat(states)
         assert_same(trunk.tail(trunk.run(joined, 4, 8)), model(images))
