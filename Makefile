@@ -15,7 +15,7 @@ PYTEST_ARGS ?= -n logical --maxprocesses=4 --dist=loadfile
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gpu soak test test-long theory formal sweep validity lint format lock clean
+.PHONY: help setup demo docs gpu soak walk test test-long theory formal sweep validity lint format lock clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,10 @@ test: lint  ## lint, types and the fast tests: what CI runs (offline after set-u
 
 test-long: setup  ## the tests that train or measure for minutes
 	$(PYTEST) -m long --timeout=3600
+
+# Installs from the package index into an empty environment; everything else is offline.
+walk: setup  ## README's "Your own images" from the built wheel: make walk WALK_DATA=cifar10.npz
+	$(BIN)/python tests/walk/walk.py $(if $(WALK_DATA),--data $(WALK_DATA))
 
 theory: setup  ## execute every page of theory/ in full (up to 6 minutes on 2 cores)
 	$(BIN)/python theory/execute.py

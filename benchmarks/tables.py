@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models_page import page as models_page
+from timed_table import timed_table
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -158,7 +159,7 @@ def drift_cifar10() -> str:
     return "\n".join(lines)
 
 
-PAGES = ("README.md", "docs/halting.md")
+PAGES = ("README.md", "docs/halting.md", "docs/static-or-dynamic.md")
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "mnist": mnist,
@@ -166,6 +167,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10_small": cifar10_small,
     "halting_policies": halting_policies,
     "drift_cifar10": drift_cifar10,
+    "timed": lambda: timed_table(load),
 }
 
 

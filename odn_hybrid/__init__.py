@@ -2,7 +2,7 @@
 
 >>> import odn_hybrid as odn
 >>> sorted(odn.__all__)[:3]
-['Costs', 'DepthPlan', 'FitConfig']
+['BoundedLoss', 'Costs', 'DepthPlan']
 """
 
 from __future__ import annotations

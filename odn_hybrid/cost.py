@@ -117,7 +117,7 @@ def size_of(modules: Sequence[nn.Module]) -> tuple[int, int]:
 
 @torch.no_grad()
 def count_costs(network: MultiExit) -> Costs:
-    """Count the costs of every exit on one random image of the traced shape.
+    """Count the costs of every exit of `network`, in MACs, on one random image of the traced shape.
 
     Example:
         >>> import timm

@@ -86,11 +86,19 @@ def fit(
         ConfigError, DataError, ModelError, RunDirError, StorageError, TrainingError: see each.
 
     Example:
-        >>> import timm, odn_hybrid
-        >>> run = odn_hybrid.fit(
-        ...     timm.create_model("resnet18", num_classes=10), loss="depth_reg"
-        ... )  # doctest: +SKIP
-        >>> small = run.truncate()  # doctest: +SKIP
+        >>> import odn_hybrid as odn
+        >>> # `data` is an .npz file of 450 images of 12x12 pixels in 3 classes; a tiny network and few looks,
+        >>> # so that this takes a second
+        >>> tiny = {
+        ...     "model.args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+        ...     "model.stem": "small",
+        ...     "data.image_size": 12,
+        ...     "expansion.max_looks": 2,
+        ... }
+        >>> run = odn.fit("resnet18", data, loss="depth_reg", overrides=tiny)
+        >>> len(run.exits_), run.depth_["units"] <= 4
+        (4, True)
+        >>> small = run.truncate()  # a plain model of that many units
     """
     changes = {**long_names(options), **(overrides or {})}
     if resume and out is None:

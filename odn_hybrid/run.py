@@ -34,6 +34,19 @@ class Run:
         report_: everything that `report.json` holds.
         transform: images as files hold them -> what the models take, (batch, channels, height, width).
         path: the run directory, or None if the fit wrote nothing.
+
+    Example:
+        >>> # `run` is what `odn_hybrid.fit` gave for a ResNet of 4 units and grey images of 12x12 pixels
+        >>> import numpy as np
+        >>> [row["units"] for row in run.exits_], run.depth_["units"] <= 4
+        ([1, 2, 3, 4], True)
+        >>> images = run.transform(np.zeros((5, 12, 12), dtype=np.uint8))
+        >>> run.truncate(depth=2)(images).shape  # a plain model: 5 images, 3 classes
+        torch.Size([5, 3])
+        >>> run.dynamic(certify=False)(images).exit.shape  # each image stops at its own exit
+        torch.Size([5])
+        >>> run.certify(drop=0.01)["certified"]  # the promise that this loses at most one point
+        False
     """
 
     def __init__(self, parts: RunParts, *, path: Path | None = None, data: Data | None = None) -> None:
@@ -303,5 +316,15 @@ class Run:
 
 
 def compare(run: Run, **options: Any) -> dict[str, Any]:
-    """Full against static against dynamic on this device, and a recommendation: `run.compare(...)`."""
+    """Full against static against dynamic on this device, and a recommendation: `run.compare(**options)`.
+
+    Raises `ConfigError` and `DataError` as `Run.compare` does.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> # `run` is a finished fit; few rounds, so that this takes a second (9 or more say something)
+        >>> found = odn.compare(run, batch_sizes=[1], rounds=2, seconds=0.2)
+        >>> [row["name"] for row in found["rows"]][:2], found["rounds"]
+        (['full', 'static'], 2)
+    """
     return run.compare(**options)

@@ -55,6 +55,20 @@ def fit_seeds(
 
     Raises:
         ConfigError: no seeds, or the same twice. What `fit` raises, too; seeds already finished are kept.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> # `data` is an .npz file of 450 images of 12x12 pixels in 3 classes, `folder` an empty folder;
+        >>> # a tiny network and one look, so that this takes a second
+        >>> tiny = {
+        ...     "model.args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+        ...     "model.stem": "small",
+        ...     "data.image_size": 12,
+        ...     "expansion.max_looks": 1,
+        ... }
+        >>> found = odn.fit_seeds("resnet18", data, out=folder, seeds=[0, 1], overrides=tiny)
+        >>> found["seeds"], found["summary"]["static"]["accuracy"]["n"]
+        ([0, 1], 2)
     """
     seeds = _checked(seeds, options)
     folder = Path(out)

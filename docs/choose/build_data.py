@@ -3,7 +3,8 @@
     python docs/choose/build_data.py build/choose     # then open build/choose/index.html, or serve the folder
 
 Which records there are decides what can be chosen on the page. Every entry names the records that it is made
-of; nothing is computed here but the interval of an accuracy whose record has the value alone.
+of; nothing is computed here but the interval of an accuracy whose record has the value alone, and means and
+medians of what a record has one by one.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import base64
 import io
 import json
 import shutil
-import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-RECORDS = ROOT / "benchmarks" / "records"
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE))
+
+from reading_records import ROOT, Data, load, names, source  # noqa: E402
+from timed_records import exports_of, speeds_of  # noqa: E402
+
 SCRIPTS = ("recommend.js", "reading.js", "charts.js", "tables.js", "views.js", "page.js")
 PAGE = ("index.html", "choose.css", *SCRIPTS)
 DATA = "records.js"
@@ -31,6 +35,7 @@ NETWORKS, TRIALS, PAPER = (
     "MNIST, the paper's ResNet-18",
 )
 TITLES = {
+    "choosing_cifar10_deep": "CIFAR-10, ResNet-18 of 15 units, timed",
     "choosing_cifar10_small": "CIFAR-10, small ResNet-18",
     "choosing_digits": "Handwritten digits, ResNet-18, every tolerance",
     "quickstart": "Handwritten digits, ResNet-18, timed",
@@ -41,48 +46,8 @@ ALSO = {  # records that tell more of the same network
         "halting_policies": "Its halting policies against each other, with intervals of the differences",
     }
 }
-ENVIRONMENT = ("python", "torch", "timm", "system", "machine", "cpu_count", "torch_threads", "gpu")
 FAMILIES = ("snell", "confidence")
 TEST_IMAGES, SELECTION_IMAGES = 10_000, 3_333  # of the trials, whose record has accuracies without them
-Data = dict[str, Any]
-
-
-def load(name: str) -> Data:
-    """A record by name."""
-    record: Data = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
-    return record
-
-
-def names() -> list[str]:
-    """All records there are."""
-    return sorted(path.stem for path in RECORDS.glob("*.json"))
-
-
-def source(name: str, record: Data, what: str) -> Data:
-    """Where figures come from, as the page says it."""
-    environment = {key: record["environment"].get(key) for key in ENVIRONMENT}
-    told = {key: record.get(key) for key in ("claim", "command", "commit", "uncommitted_changes")}
-    file = f"benchmarks/records/{name}.json"
-    return {
-        "what": what,
-        "file": file,
-        **told,
-        "date": _date(record.get("commit")),
-        "environment": environment,
-    }
-
-
-def _date(commit: str | None) -> str | None:
-    """When the commit that a record names was made; None where git does not know it."""
-    if not commit:
-        return None
-    asked = ["git", "show", "-s", "--format=%cs", commit]
-    try:
-        found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
-
 
 # --- records with a whole report ---------------------------------------------------------------------
 
@@ -94,20 +59,24 @@ def of_reports() -> Iterator[Data]:
         report = record.get("report")
         if not isinstance(report, dict) or not report.get("exits"):
             continue
-        sources = [source(name, record, "Everything shown")]
-        sources += [source(other, load(other), what) for other, what in ALSO.get(name, {}).items()]
         stops = record.get("stops")
+        speeds, of_speeds, halting = speeds_of(report)
+        exported, of_exported = exports_of(halting)
+        sources = [source(name, record, "Everything but the times" if speeds else "Everything shown")]
+        sources += [source(other, load(other), what) for other, what in ALSO.get(name, {}).items()]
         comparison = report.get("comparison")
+        timed = [{**comparison, "record": name}] if comparison else []
         yield {
             "id": name,
             "group": NETWORKS,
             "title": TITLES.get(name, f"{report['model']} on {report['data']['name']}"),
             "report": slim(report),
             "tolerances": record.get("tolerances"),
-            "timed": [comparison] if comparison else [],
+            "timed": [*timed, *speeds],
+            "exported": exported,
             "stops": stops,
             "pictures": pictures(stops, report["data"]),
-            "sources": sources,
+            "sources": [*sources, *of_speeds, *of_exported],
         }
 
 

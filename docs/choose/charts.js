@@ -4,7 +4,8 @@
   const odn = (root.odn = root.odn || {});
   const NS = "http://www.w3.org/2000/svg";
   const HEIGHT = 320, LEFT = 46, RIGHT = 14, TOP = 14, BOTTOM = 42;
-  const SHOWN_BELOW = 0.25; // accuracies further below the reference are left out
+  const SHOWN_BELOW = 0.15; // accuracies further below the reference are left out
+  const NUMBER_ROOM = 18;
 
   function draw(name, attributes = {}, children = []) {
     const node = document.createElementNS(NS, name);
@@ -63,11 +64,15 @@
     const way = inside.map((one) => `${x(one.macs).toFixed(1)},${y(100 * one.accuracy.value).toFixed(1)}`).join(" ");
     svg.append(draw("polyline", { points: way, class: `line ${kind}` }));
     if (kind !== "exits") return;
+    let [lastX, lastY] = [-Infinity, -Infinity];
     for (const one of inside) {
       const at = x(one.macs), ends = [one.accuracy.low, one.accuracy.high].map((end) => y(Math.max(100 * end, y.low)));
       svg.append(draw("line", { x1: at, x2: at, y1: ends[0], y2: ends[1], class: "whisker" }));
       svg.append(draw("circle", { cx: at, cy: y(100 * one.accuracy.value), r: 3.5, class: "dot" }));
-      svg.append(label(String(one.exit), at + 6, y(100 * one.accuracy.value) + 14));
+      const height = y(100 * one.accuracy.value);
+      if (at - lastX < NUMBER_ROOM && Math.abs(height - lastY) < NUMBER_ROOM) continue; // numbers would overlap
+      svg.append(label(String(one.exit), at + 6, height + 14));
+      [lastX, lastY] = [at, height];
     }
   }
 
@@ -94,7 +99,9 @@
     return svg;
   }
 
-  function haltingChart(shares, room) {
+  /* Where most exits are never taken, they are left out of the chart; the table has them. */
+  function haltingChart(all, room) {
+    const shares = all.length > 10 ? all.filter((one) => one.share > 0) : all;
     const most = Math.max(...shares.map((one) => one.share), 0.01);
     const rowHeight = 30, height = TOP + shares.length * rowHeight + 8;
     const svg = frame("chart-halting", room, height, "Share of test images that stop at each exit", "The table below has the figures.");

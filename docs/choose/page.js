@@ -40,11 +40,13 @@
   }
 
   function fillBatches() {
-    const comparison = wish.device === null ? null : entries[wish.entry].timed[wish.device];
+    const comparison = timedHere(entries[wish.entry]);
     const sizes = comparison ? comparison.batch_sizes.map(String) : [];
     wish.batch = sizes.includes(wish.batch) ? wish.batch : sizes[sizes.length - 1] || null;
     fill(at("batch"), sizes.length ? sizes.map((size) => [size, size]) : [["", "any"]], wish.batch || "");
   }
+
+  const timedHere = (entry) => (wish.device === null ? null : entry.timed[wish.device]);
 
   /* --- views -------------------------------------------------------------------------------------- */
 
@@ -54,7 +56,10 @@
     const rows = modelRows(entry, found);
     at("answer").replaceChildren(...verdict(entry, found));
     at("verdict").dataset.choice = found.choice;
-    at("models").replaceChildren(modelTable(entry, rows, found));
+    at("models").replaceChildren(modelTable(entry, rows, found), ...odn.everythingTimed(timedHere(entry), wish.batch));
+    const exported = odn.exportedViews(entry.exported || [], wish.batch);
+    at("exported-card").hidden = !exported.length;
+    at("exported").replaceChildren(...exported);
     at("curve").replaceChildren(...curve(entry, rows));
     at("halting").replaceChildren(...halting(entry, found));
     at("pictures").replaceChildren(...pictures(entry));
@@ -80,9 +85,8 @@
   function modelRows(entry, found) {
     const reference = odn.referenceRow(entry), rows = [];
     const test = (row) => (row.accuracy || {}).test;
-    const timed = wish.device === null ? null : entry.timed[wish.device];
-    const measured = (name, exit) => timed && timed.rows.find((row) =>
-      row.name === name || (name === "static" && /^static/.test(row.name) && row.exit === exit));
+    const timed = timedHere(entry);
+    const measured = (name) => timed && timed.rows.find((row) => row.name === name);
     rows.push({ kind: "full", name: odn.isFull(entry) ? "Full" : `Reference (exit ${reference.exit})`, accuracy: test(reference),
       macs: reference.macs_static, units: reference.units, params: reference.params, bytes: reference.bytes,
       timed: measured("full") });
@@ -95,19 +99,19 @@
       rows.push({ kind: "static", name: `Static (exit ${chosen.exit})`, accuracy: test(chosen), macs: chosen.macs_static,
         units: chosen.units, params: chosen.params, bytes: chosen.bytes, timed: measuredRow });
     }
-    const halts = found.halting;
+    const halts = found.halting, own = timed && odn.timedDynamic(timed, wish.batch);
     if (halts.mean_macs !== undefined) {
       const accuracy = halts.accuracy && (halts.accuracy.test || (halts.accuracy.value !== undefined ? halts.accuracy : null));
       rows.push({ kind: halts.certified ? "dynamic" : "dynamic hollow",
         name: halts.certified ? "Dynamic (certified)" : "Dynamic (not promised)", accuracy, macs: halts.mean_macs,
         units: halts.mean_units, params: halts.params, bytes: halts.bytes,
-        timed: entry.tolerances ? null : measured("dynamic") });
+        timed: own && (own.promise || !entry.tolerances) ? own : null });
     }
     return rows;
   }
 
   function modelTable(entry, rows, found) {
-    const whole = rows[0].macs, timed = wish.device === null ? null : entry.timed[wish.device];
+    const whole = rows[0].macs, timed = timedHere(entry);
     const n = rows[0].accuracy ? rows[0].accuracy.n : null;
     const columns = ["Model", `Test accuracy, %${n ? ` (n = ${n.toLocaleString("en")})` : ""}`, "Units", "MACs, mean", "Share", "Parameters", "MB"];
     if (timed) columns.push("ms an image", "Speed");
@@ -123,7 +127,8 @@
       if (columns.includes("Peak MB")) found.push(megabytes(peak(row)));
       return found;
     });
-    const where = timed ? `; times on ${timed.device}, batch ${wish.batch}, speed as a ratio to ${odn.fullName(entry)}` : "";
+    const where = timed ? `; times on ${timed.device}, batch ${wish.batch}, speed as a ratio to ${odn.fullName(entry)}` +
+      (timed.record ? `, from the record ${timed.record}` : "") : "";
     const caption = `Accuracy with its 95 % interval; MB: fp32 weights, of 10^6 bytes${where}`;
     const kinds = rows.map((row) => (row.kind.split(" ")[0] === found.choice ? "chosen" : ""));
     return table(caption, columns, cells, kinds);
@@ -167,7 +172,7 @@
     const units = found.halting.mean_units;
     const mean = units === undefined || units === null ? "" : ` On average ${units.toFixed(2)} units run.`;
     const cells = rows.map((one) => [`exit ${one.exit}`, odn.percent(one.share, 2)]);
-    return [odn.haltingChart(rows, roomFor("halting")), make("p", { class: "help" }, `Test images, by ${told}.${mean}`),
+    return [odn.haltingChart(rows, roomFor("halting")), make("p", { class: "help" }, `Test images, by ${told}.${mean}${rows.length > 10 && shares.includes(0) ? " Exits at which none stop are not drawn." : ""}`),
       details("The histogram as a table", table("Share of test images that stop at each exit", ["Exit", "Share"], cells))];
   }
 

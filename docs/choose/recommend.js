@@ -98,8 +98,11 @@ chose at each tolerance (benchmarks/choosing.py), or null. Accuracies are fracti
     return wish.device === null || wish.device === undefined ? null : all[wish.device] || null;
   }
 
-  /* Median of the ratios slow / fast with a 95 % interval: by rounds where they are kept, else by the ends. */
+  /* Median of the ratios slow / fast with a 95 % interval: the record's own, or by rounds where they are kept,
+     else by the ends. */
   function ratio(slow, fast, batch) {
+    const told = fast.over && fast.over[batch] && fast.over[batch][slow.name];
+    if (told) return told;
     const one = slow.rounds_ms && slow.rounds_ms[batch], two = fast.rounds_ms && fast.rounds_ms[batch];
     if (one && two && one.length === two.length && one.length > 1) {
       const sorted = one.map((value, at) => value / two[at]).sort((a, b) => a - b);
@@ -125,6 +128,21 @@ chose at each tolerance (benchmarks/choosing.py), or null. Accuracies are fracti
     return `exit ${row.exit} (${row.units} of ${plural(entry.report.exits[entry.report.exits.length - 1].units, "unit")})`;
   }
 
+  function timedDynamic(comparison, batch) {
+    return comparison.rows.find((row) => (row.kind || row.name) === "dynamic" && row.speedup[batch]) || null;
+  }
+
+  /* What is promised of the halting model that was timed: by its own certificate, else by the report's. */
+  function promisedWhenTimed(entry, points, own) {
+    if (!own.promise) return dynamicAt({ ...entry, tolerances: null }, points);
+    const sizes = entry.report.dynamic ? { bytes: entry.report.dynamic.bytes, params: entry.report.dynamic.params } : {};
+    const told = { ...sizes, accuracy: own.accuracy, mean_macs: own.mean_macs, mean_units: own.mean_units, halting: own.halting };
+    const asked = own.promise.points;
+    if (!own.certified) return { ...told, certified: false, why: own.note || "It has no certificate as it was timed." };
+    if (asked <= points + 1e-9) return { ...told, certified: true, why: own.promise.statement };
+    return { ...told, certified: false, why: `Its certificate allows ${pointsText(asked)}, more than you do.` };
+  }
+
   function byTime(entry, points, comparison, batch, fixed, halting) {
     const rows = comparison.rows, reference = referenceRow(entry);
     const allowed = (exit) => {
@@ -143,13 +161,13 @@ chose at each tolerance (benchmarks/choosing.py), or null. Accuracies are fracti
       reasons.push(`Static (exit ${exitOf(best)}) is not clearly faster ${where}: ${gainText(best.speedup[batch])}.`);
       best = null;
     }
-    const own = rows.find((row) => row.name === "dynamic" && row.speedup[batch]);
-    let dynamic = own && own.certified && dynamicAt({ ...entry, tolerances: null }, points).certified ? own : null;
+    const own = timedDynamic(comparison, batch), promised = own && promisedWhenTimed(entry, points, own);
+    let dynamic = own && own.certified && promised.certified ? own : null;
     if (dynamic && dynamic.speedup[batch].low <= WORTH_IT) {
       reasons.push(`Dynamic halting is not clearly faster ${where}: ${gainText(dynamic.speedup[batch])}.`);
       dynamic = null;
     } else if (own && !dynamic) {
-      const why = own.certified ? dynamicAt({ ...entry, tolerances: null }, points).why : halting.why || own.note;
+      const why = own.certified ? promised.why : halting.why || own.note;
       reasons.push(
         `Dynamic halting runs ${gainText(own.speedup[batch])} as fast, but it is not promised to lose at most ` +
           `${pointsText(points)}. ${sentence(why)}`
@@ -165,7 +183,10 @@ chose at each tolerance (benchmarks/choosing.py), or null. Accuracies are fracti
       reasons.unshift(`It runs ${gainText(best.speedup[batch])} as fast as ${fullName(entry)} ${where}.`);
       const loss = shownLoss(entry, row);
       reasons.push(entry.tolerances ? fixed.why : loss.why);
-      if (dynamic) reasons.push(`Dynamic halting is not clearly faster than that: ${gainText(ratio(best, dynamic, batch))}.`);
+      if (dynamic) {
+        const gain = ratio(best, dynamic, batch), than = gain.high < 1 ? "slower" : "not clearly faster";
+        reasons.push(`Dynamic halting is promised too, and ${than} than that: ${gainText(gain)}.`);
+      }
       return { choice: "static", exit: row.exit, basis: "time", reasons };
     }
     if (!statics.length) {
@@ -210,7 +231,9 @@ chose at each tolerance (benchmarks/choosing.py), or null. Accuracies are fracti
   function recommend(entry, wish) {
     const reference = referenceRow(entry);
     const trained = entry.report.exits.filter((row) => row.trained);
-    const fixed = staticAt(entry, wish.points), halting = dynamicAt(entry, wish.points);
+    const fixed = staticAt(entry, wish.points), comparison = sameMachine(entry, wish);
+    const own = comparison && timedDynamic(comparison, String(wish.batch));
+    const halting = own && own.promise ? promisedWhenTimed(entry, wish.points, own) : dynamicAt(entry, wish.points);
     if (trained.length === 1 && !entry.report.dynamic) {
       const reason = entry.report.static && entry.report.static.reason;
       const reasons = [sentence(reason), "This record holds the depth that it chose and no other: the tolerance changes nothing."];
@@ -218,7 +241,6 @@ chose at each tolerance (benchmarks/choosing.py), or null. Accuracies are fracti
       const choice = reference.units < last ? "static" : "full";
       return { choice, exit: reference.exit, basis: "only", reasons, fixed, halting };
     }
-    const comparison = sameMachine(entry, wish);
     const found = comparison
       ? byTime(entry, wish.points, comparison, String(wish.batch), fixed, halting)
       : byMacs(entry, wish.points, fixed, halting);
@@ -226,5 +248,5 @@ chose at each tolerance (benchmarks/choosing.py), or null. Accuracies are fracti
   }
 
   Object.assign(odn, { recommend, staticAt, dynamicAt, shownLoss, atTolerance, referenceRow, fullName, isFull,
-    ratio, percent, plural, pointsText, sentence, exitText });
+    ratio, timedDynamic, percent, plural, pointsText, sentence, exitText });
 })(typeof globalThis === "undefined" ? this : globalThis);

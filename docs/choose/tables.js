@@ -11,14 +11,19 @@
     return node;
   }
 
-  /* columns: headings, the first names the row; numbers stand right. */
+  let tables = 0;
+
+  /* columns: headings, the first names the row; numbers stand right. The caption stands below, outside of what
+     scrolls sideways, so that a phone shows all of it. */
   function table(caption, columns, rows, classes = []) {
     const head = make("tr", {}, ...columns.map((name, at) => make("th", { scope: "col", class: at ? "number" : "" }, name)));
     const body = rows.map((cells, at) =>
       make("tr", { class: classes[at] || "" }, ...cells.map((cell, place) =>
         place ? make("td", { class: "number" }, cell) : make("th", { scope: "row" }, cell))));
-    const found = make("table", {}, make("caption", {}, caption), make("thead", {}, head), make("tbody", {}, ...body));
-    return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption }, found);
+    const id = `caption-${(tables += 1)}`;
+    const found = make("table", { "aria-labelledby": id }, make("thead", {}, head), make("tbody", {}, ...body));
+    return make("div", {}, make("div", { class: "scroll", role: "region", tabindex: "0", "aria-labelledby": id }, found),
+      make("p", { class: "help", id }, caption));
   }
 
   function details(summary, ...children) {

@@ -48,7 +48,7 @@
     const machine = source.environment || {};
     const parts = [machine.gpu || (machine.machine ? `CPU, ${machine.machine}, ${machine.cpu_count} cores` : null),
       machine.torch_threads ? `${machine.torch_threads} threads` : null, machine.system,
-      machine.python ? `Python ${machine.python}` : null, machine.torch ? `torch ${machine.torch}` : null,
+      machine.odn_hybrid ? `odn_hybrid ${machine.odn_hybrid}` : null, machine.python ? `Python ${machine.python}` : null, machine.torch ? `torch ${machine.torch}` : null,
       machine.timm ? `timm ${machine.timm}` : null];
     say("Machine", parts.filter(Boolean).join(", "));
     return make("div", {}, make("h3", {}, source.what), told);
@@ -69,5 +69,34 @@
     });
   }
 
-  Object.assign(odn, { pictures, sourceView, overheadViews });
+  const gain = (one) => (one ? `${one.median.toFixed(2)} x [${one.low.toFixed(2)}, ${one.high.toFixed(2)}]` : odn.NONE);
+
+  /* All that was timed beside the three models, other libraries too, and what the record itself recommends. */
+  function everythingTimed(comparison, batch) {
+    const rows = ((comparison || {}).everything || {})[batch];
+    if (!rows) return [];
+    const cells = rows.map((row) => [row.name, odn.accuracyText(row.accuracy), odn.count(row.mean_macs), row.images_per_second.toFixed(0),
+      row.p50.toPrecision(3), row.p99.toPrecision(3), gain(row.speedup), gain(row.dynamic_over)]);
+    const caption = `${comparison.rounds} rounds of the same ${comparison.images} test images, models in turns; accuracy on all test images. ` +
+      "Ratios are of throughput; above 1 in the last column the halting model of the answer is the faster. earlyon is another " +
+      "library; nothing is promised of its accuracy.";
+    const advice = comparison.recommendation && comparison.recommendation[batch];
+    const said = advice && advice.reason ? make("p", { class: "help" }, `The record itself says, for ${odn.pointsText(comparison.points)}: ${advice.reason}.`) : null;
+    return [said, details("Everything that was timed at this batch size", table(caption,
+      ["Model", "Test accuracy, %", "MACs, mean", "Images a second", "p50, ms a call", "p99, ms a call", "Speed to full", "Dynamic to it"], cells))].filter(Boolean);
+  }
+
+  /* The halting model that was timed, in other runtimes; at the chosen batch size, or at all where it has none. */
+  function exportedViews(exported, batch) {
+    return exported.map((one) => {
+      const sizes = one.batches[batch] ? [batch] : Object.keys(one.batches);
+      const cells = sizes.flatMap((size) => one.batches[size].map((row) => [row.name, size, row.ms_per_image.toPrecision(3),
+        gain(row.over_torch), row.same_exits === undefined || row.same_exits === null ? odn.NONE : odn.percent(row.same_exits, 2)]));
+      return table(`Times on ${one.device}, speed as a ratio to torch in the same rounds; exits compared with torch on ` +
+        `${one.images.toLocaleString("en")} test images. From the record ${one.record}. The promise does not speak of these ` +
+        "runtimes: there it has to be earned again.", ["Runtime", "Batch", "ms an image", "Speed to torch", "Same exits"], cells);
+    });
+  }
+
+  Object.assign(odn, { pictures, sourceView, overheadViews, everythingTimed, exportedViews });
 })(typeof globalThis === "undefined" ? this : globalThis);

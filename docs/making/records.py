@@ -8,8 +8,10 @@ from making.places import RECORDS
 
 TOP = """# Records
 
-Every figure on this site and in the README comes from one of these files. A program wrote each of them; the
-command is in it. A test compares the pages with them.
+Every measured figure on this site and in the README comes from one of these files. A program wrote each of
+them; the command, the commit and the versions are in it. Tables are written from them, and a figure in a
+sentence names its record in a comment of the page's source; tests compare both. What nobody measured, such as
+limits and cited figures, stands in [a list](repo:docs/unmeasured.toml).
 
 | record | what it shows | command |
 | --- | --- | --- |

@@ -38,9 +38,13 @@ def save(thing: Any, path: str | Path) -> Path:
 
     Of a compiled model what is inside is saved; a folded one is loaded folded.
 
+    Args:
+        thing: the run or model.
+        path: a directory that is not there yet, or is empty; given back.
+
     Raises:
         RunDirError: the directory at `path` holds something already. StorageError: the disk refuses.
-        ConfigError: not something of ours.
+        ConfigError: not something of ours. ModelError: built again from its name it gives other logits.
 
     Example:
         >>> import tempfile

@@ -86,7 +86,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def load_recipe(path: str | Path) -> FitConfig:
-    """Read a YAML recipe. Raises `ConfigError` with the field's name for anything it cannot use.
+    """Read the YAML recipe at `path`. Raises `ConfigError` with the field's name for anything it cannot use.
 
     Example:
         >>> import odn_hybrid as odn

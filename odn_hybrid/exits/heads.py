@@ -19,7 +19,7 @@ HEADS: dict[str, HeadFactory] = {}
 
 
 def register_head(name: str) -> Callable[[HeadFactory], HeadFactory]:
-    """Register an exit head: a callable `(layout, num_classes, **args) -> nn.Module`.
+    """Register an exit head under `name`: a callable `(layout, num_classes, **args) -> nn.Module`.
 
     The module maps the activation after a unit, (batch, ...) in the given layout, to logits
     (batch, num_classes). A head whose forward begins with something that has no trained parameters can say

@@ -126,7 +126,7 @@ class MultiExit(nn.Module):
         return self._follow(state, number)
 
     def classify(self, number: int, state: State) -> Tensor:
-        """Logits (batch, classes) of exit `number` on a state at its depth."""
+        """Logits (batch, classes) of exit `number` on a state at its depth; `InputError` at another."""
         depth = self.units[self.check_exit(number) - 1] if self.shares_prefix else len(self.trunk)
         if state.depth != depth:
             raise InputError(f"exit {number} stands after {depth} units, not {state.depth}")

@@ -42,13 +42,28 @@ def certify(
 
     Args:
         path: an export of format "onnx-segments".
+        drop, delta: the promise, fractions.
+        threads: see `load`.
         images, labels: (n, channels, height, width) as the runner takes them, and (n,). They must have
             decided nothing yet: not images of the certification split, which has chosen the policy.
         batch: images given at once.
 
+    Returns:
+        A dictionary: `certified`, `statement`, `drop`, `delta`, `n`, `upper_bound`, `needed_n`, `attempt`,
+        `asked_delta`, `digests` (what it speaks of) and `evidence`.
+
     Raises:
         ExportError, InputError, ConfigError: as `load` and the runner do.
         StorageError: the manifest cannot be written.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid import runner
+        >>> # `exported` is a folder that `odn.export(run.dynamic(certify=False), ...)` wrote
+        >>> images = np.zeros((40, 1, 12, 12), dtype=np.float32)
+        >>> told = runner.certify(exported, images, np.zeros(40, dtype=np.int64), drop=0.01, threads=1)
+        >>> told["certified"], told["attempt"], told["n"]  # forty images are too few for one point
+        (False, 1, 40)
     """
     runner = load(path, threads=threads)
     if not isinstance(runner, SegmentsRunner):

@@ -32,6 +32,15 @@ class RunnerOutput:
         confidence: (batch,) float32, calibrated probability of the answer.
         certified: whether the certificate speaks of these answers: it must have been earned on this runtime.
         answered: (batch,) the exit whose answer it is: with recall perhaps one before `exit`, else the same.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid import runner
+        >>> # `exported` is a folder that `odn.export(run.dynamic(certify=False), ...)` wrote
+        >>> model = runner.load(exported, threads=1)
+        >>> out = model(np.zeros((2, *model.manifest.image_shape), dtype=np.float32))
+        >>> out.logits.shape == (2, model.manifest.classes), out.exit.shape, out.certified
+        (True, (2,), False)
     """
 
     logits: NDArray[np.float32]
@@ -45,10 +54,22 @@ class RunnerOutput:
 class HaltingRunner(ABC):
     """An exported halting model: `runner(images)` gives a `RunnerOutput`. Safe to call from several threads.
 
+    `load` makes one. Calling it raises `InputError` for images that the model cannot take.
+
     Attributes:
         manifest: what was exported.
         runtime: what computes, as certificates name it.
         void: why the certificate does not speak of this runtime's answers; None where it does.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid import runner
+        >>> # `exported` is a folder that `odn.export(run.dynamic(certify=False), ...)` wrote
+        >>> model = runner.load(exported, threads=1)
+        >>> model.manifest.image_shape, model.void
+        ((1, 12, 12), 'there is no certificate')
+        >>> model(np.zeros((2, 1, 12, 12), dtype=np.float32)).exit.shape
+        (2,)
     """
 
     runtime = RUNTIME

@@ -43,7 +43,7 @@ class ServeSettings:
         token: clients send it as `Authorization: Bearer TOKEN` (not for health checks); None: no token.
         certfile, keyfile: TLS, both or none.
         max_body_bytes: of a request.
-        max_pixels: of an image file.
+        max_pixels: of an image; files of more than 64 million are refused whatever stands here.
         max_images: in one request.
         max_header_bytes: of a request's line and headers together.
         header_seconds, body_seconds: to receive headers and body.
@@ -71,7 +71,7 @@ class ServeSettings:
     drain_seconds: float = 30.0
     connections: int = 1000
     decoders: int = 1
-    decode_seconds: float = 10.0
+    decode_seconds: float = 3.0
     decode_bytes: int = 1 << 30
     log_file: Path | None = None
     lane: LaneSettings = field(default_factory=LaneSettings)

@@ -47,7 +47,18 @@ def save_pretrained(
         repo_id: what the card says it is loaded as; default: the folder's name.
         license: the card's licence, one of the hub's identifiers ("apache-2.0").
 
-    Errors are those of `odn_hybrid.save`.
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError, ModelError, RunDirError, StorageError: as `odn_hybrid.save`.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> # `run` is a finished fit, `folder` an empty folder
+        >>> path = odn.save_pretrained(run, folder / "mine", license="apache-2.0")
+        >>> sorted(file.name for file in path.iterdir())[:3]
+        ['README.md', 'config.json', 'exits.safetensors']
     """
     path = Path(path)
     if run is not None and not isinstance(run, Run):
@@ -74,11 +85,22 @@ def push_to_hub(
 ) -> str:
     """Save a run, a static or a halting model with its card and upload it; gives the commit's address.
 
-    A whole run brings the recorded outputs and labels of its splits along. Further arguments:
-    `save_pretrained`, and huggingface_hub's `ModelHubMixin.push_to_hub`.
+    A whole run brings the recorded outputs and labels of its splits along.
+
+    Args:
+        thing, run, license: as for `save_pretrained`.
+        repo_id: the repository, "NAME/MODEL"; made if it is not there.
+        commit_message, private, token, branch, create_pr: as for huggingface_hub's
+            `ModelHubMixin.push_to_hub`.
 
     Raises:
         ConfigError: not a name for a repository. StorageError: the hub refuses or cannot be reached.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> # `run` is a finished fit; this needs a token of yours
+        >>> odn.push_to_hub(run, "me/stripes", private=True)
+        'https://huggingface.co/me/stripes/commit/1'
     """
     from huggingface_hub import HfApi
 
@@ -129,6 +151,13 @@ def from_pretrained(
     Raises:
         RunDirError: no such folder or repository, it cannot be reached, or it holds no model of ours.
         ConfigError: a folder has no revisions; not a name for a repository.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> # `run` is a finished fit, `folder` an empty folder
+        >>> path = odn.save_pretrained(run, folder / "mine")
+        >>> len(odn.from_pretrained(path).exits_) == len(run.exits_)
+        True
     """
     if Path(name).is_dir():
         if revision is not None:

@@ -56,7 +56,7 @@ class DepthPlan:
 
 
 def prefix(depth: int, trunk: Units) -> DepthPlan:
-    """The first `depth` units; raises `ConfigError` if there are not so many.
+    """The first `depth` units of `trunk`; raises `ConfigError` if there are not so many.
 
     Example:
         >>> import timm
@@ -71,7 +71,7 @@ def prefix(depth: int, trunk: Units) -> DepthPlan:
 
 
 def thin(share: float, trunk: Units) -> DepthPlan:
-    """Remove a share (0 to 1) of the removable units of every stage, the last of a stage first.
+    """Remove a share (0 to 1) of the removable units of every stage of `trunk`, the last of a stage first.
 
     A unit is removable if it keeps the shape of its input and is not the first of its stage. Rounded up, so
     that any share above 0 removes something wherever something can be removed. Raises `ConfigError` for

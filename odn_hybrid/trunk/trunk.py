@@ -40,6 +40,7 @@ class Trunk:
 
     Example:
         >>> import timm, torch
+        >>> from odn_hybrid import Trunk
         >>> trunk = Trunk(timm.create_model("resnet18", num_classes=10).eval(), image_size=32)
         >>> len(trunk)
         8
@@ -85,6 +86,7 @@ class Trunk:
         """Run units `start` to `stop - 1` on a state at depth `start`; gives the state at depth `stop`.
 
         Where the model was asked to checkpoint gradients (`model.set_grad_checkpointing()`), each unit is.
+        Raises `InputError` for a state at another depth, or units that are not there.
         """
         route = self._route_of(state)
         if state.depth != start or not start <= stop <= len(self):
@@ -102,7 +104,10 @@ class Trunk:
         return state
 
     def tail(self, state: State) -> Tensor:
-        """Logits (batch, classes) of a state at full depth: the backbone's own norm, pool and classifier."""
+        """Logits (batch, classes) of a state at full depth: the backbone's own norm, pool and classifier.
+
+        Raises `InputError` for a state at another depth.
+        """
         if state.depth != len(self):
             raise InputError(f"tail needs a state at depth {len(self)}, this one stands at {state.depth}")
         return self._route_of(state).finish(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -500,6 +501,40 @@ def test_of_several_models_one_must_be_named(picture: tuple[bytes, np.ndarray]) 
     with answering({}) as found, httpx.Client(base_url=found.url, timeout=LONGEST) as client:
         assert client.get("/v2/health/ready").status_code == 503
         assert client.post("/predict", content=picture[0]).headers["retry-after"] == "1"
+
+
+def test_a_dead_device_thread_is_said_by_the_health_checks() -> None:
+    with answering() as found, httpx.Client(base_url=found.url, timeout=LONGEST) as client:
+        assert client.get("/v2/health/live").status_code == 200
+
+        def broken(now: float) -> None:
+            raise RuntimeError("a mistake of ours")
+
+        found.host.engine._scheduler.pick = broken  # type: ignore[method-assign, assignment]
+        assert client.post(INFER, json=request_of(some_images(1))).status_code == 503
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            answer = client.get(path)
+            assert answer.status_code == 503 and answer.json()["error"] and answer.headers["retry-after"]
+
+
+def test_parsed_numbers_are_not_kept_while_a_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = some_images(7)
+    content = json.dumps(request_of(images)).encode()
+
+    def lists() -> int:
+        return sum(type(one) is list and len(one) == images.size for one in gc.get_objects())
+
+    with answering() as found:
+        submit, seen = found.host.submit, []
+
+        def watched(*arguments: Any, **options: Any) -> Future[Any]:
+            seen.append(lists())
+            return submit(*arguments, **options)
+
+        monkeypatch.setattr(found.host, "submit", watched)
+        before = lists()
+        assert httpx.post(found.url + INFER, content=content, timeout=LONGEST).status_code == 200
+        assert seen == [before]
 
 
 # --- the guard -----------------------------------------------------------------------------------------

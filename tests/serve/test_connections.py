@@ -282,6 +282,78 @@ def test_connections_beyond_twice_the_limit_are_closed(server: Running) -> None:
             connection.close()
 
 
+# --- what is not plain HTTP/1.1 -----------------------------------------------------------------------
+
+UPGRADE = (
+    b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+)
+
+
+@pytest.mark.parametrize("piece", [1, 50, 1000])
+@pytest.mark.parametrize("wish", [UPGRADE, b"connection: upgrade\r\nupgrade: websocket\r\n"])
+def test_a_wish_for_another_protocol_is_passed_over_and_the_body_is_kept(
+    server: Running, wish: bytes, piece: int
+) -> None:
+    head = b"POST /x HTTP/1.1\r\nhost: a\r\n" + wish
+    one = head + b"content-length: 11\r\n\r\nhello world"
+    two = head + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    data = one + two + GET + wish + b"\r\n" + one + GET + b"connection: close\r\n\r\n"
+    with client(server) as connection:
+        for start in range(0, len(data), piece):
+            connection.sendall(data[start : start + piece])
+        said = everything(connection)
+    assert [part.split(b"\r\n\r\n")[1] for part in said.split(b"HTTP/1.1 200 OK")[1:]] == [
+        b"11", b"3", b"0", b"11", b"0"
+    ]  # fmt: skip
+    assert b"upgrade" not in said.lower()
+
+
+def test_large_headers_with_such_a_wish_end_with_431(server: Running) -> None:
+    calls = server.app.calls
+    with client(server) as connection:
+        connection.sendall(GET + UPGRADE + b"a: " + b"b" * 5000 + b"\r\n\r\n")
+        assert status(everything(connection)) == 431
+    assert server.app.calls == calls
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nbad header\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_ends_with_400(server: Running, data: bytes) -> None:
+    with client(server) as connection:
+        connection.sendall(data)
+        said = everything(connection)
+    head, body = said.split(b"\r\n\r\n")
+    assert status(said) == 400 and json.loads(body)["error"] and b"\r\nx-request-id: " in head
+
+
+def test_requests_before_what_is_no_http_are_answered(server: Running) -> None:
+    with client(server) as connection:
+        connection.sendall(GET + b"\r\n" + GET + b"\r\n" + b"hello\r\n\r\n" + GET + b"\r\n")
+        said = everything(connection)
+    assert said.count(b"HTTP/1.1 ") == said.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_refusals_bear_the_id_of_the_request(server: Running) -> None:
+    mine = GET + b"X-Request-Id: mine-1\r\n"
+    for data in (
+        mine + b"a: b\r\n" * 1000,
+        mine + b"content-length: 100\r\n\r\nhello",
+        mine + b"a: b\r\nbad header\r\n",
+    ):
+        with client(server) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR) if b"a: b" in data else None
+            assert b"\r\nx-request-id: mine-1\r\n" in everything(connection)
+
+
 # --- the gate ---------------------------------------------------------------------------------------
 
 
@@ -306,6 +378,7 @@ def test_the_gate_lets_in_who_may_come_in() -> None:
             for path in ("/v2/health/ready", "/predict", "/v2/models/a/infer"):
                 code, said = ask(server, path, b"y" * 50_000)
                 assert code == 503 and b"retry-after: " in said and b'{"error"' in said
+                assert b"\r\nx-request-id: " in said
             assert [ask(server, path)[0] for path in ("/v2/health/live", "/metrics", "/status", "/")] == [
                 200
             ] * 4

@@ -67,7 +67,7 @@ def engine() -> Iterator[Engine]:
     made.start()
     yield made
     made.close()
-    assert not made.alive
+    assert not made.alive and not made.died
 
 
 @settings(max_examples=25, deadline=None)
@@ -118,6 +118,17 @@ def test_a_request_s_own_depth_and_confidence(engine):
     assert ask([2], min_confidence=0.5).certified
     with pytest.raises(BadRequest, match="max_depth is 2; the first exit of net comes after 3 units"):
         ask([0], max_depth=2)
+
+
+def test_the_least_confidence_is_that_of_the_answer_as_it_is_told(engine):
+    logits = np.zeros((40, 3, 2), dtype=np.float32)
+    logits[:, 0, 0] = np.linspace(1.0, 2.0, 40)  # half of these confidences are rounded up, half down
+    lane = opened(engine, Table(logits))
+    ask = lambda row, **options: engine.submit(lane, numbered([row]), Options(**options)).result(SOON)  # noqa: E731
+    for row in range(40):
+        told = float(ask(row).confidence[0])
+        assert ask(row, min_confidence=told).exit.tolist() == [2]
+        assert ask(row, min_confidence=float(np.nextafter(told, 1.0))).exit.tolist() == [6]
 
 
 def test_what_cannot_be_taken(engine):
@@ -324,6 +335,7 @@ def test_when_the_device_thread_dies_nobody_waits_for_it():
     assert all(isinstance(future.exception(SOON), Stopping) for future in futures[1:])
     with pytest.raises(Stopping):
         engine.submit(lane, numbered([0]), Options())
+    assert engine.died
     engine.close()
     assert not engine.alive and lane.inside == 0
 

@@ -194,6 +194,8 @@ def test_exports(tmp_path: Path) -> None:
     found = through(opened.stages, exporting.images().numpy())
     np.testing.assert_array_equal(found.exit, wanted.exit.numpy())
     assert opened.stages.shares == pytest.approx((1, 2 / 3, 1 / 3)) and opened.transform is None
+    sessions = open_path(tmp_path / "segments", uncertified=True, threads=3).stages._sessions  # type: ignore[attr-defined]
+    assert {one._session.get_session_options().intra_op_num_threads for one in sessions} == {3}
     for options, message in (
         ({"kind": "full"}, "as dynamic only"),
         ({"device": "cuda"}, "exports run on the CPU"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,6 +98,31 @@ def test_a_rise_is_told_from_noise() -> None:
     assert drift(times[:2], times[:2], 0.02)["flat"] is None
 
 
+def test_memory_may_rise_by_two_percent_and_by_20_megabytes_at_most() -> None:
+    line = benchmark("serve_soak").memory_line
+    times = np.arange(0.0, 900.0, 10.0)
+    climb = times / times[-1]
+    small = line(times, 100e6 + 1.9e6 * climb)
+    assert small["flat"] and small["allowed_megabytes"] == pytest.approx(2.02, rel=0.01)
+    assert not line(times, 100e6 + 2.2e6 * climb)["flat"]
+    large = line(times, 4e9 + 30e6 * climb)  # less than 1 %
+    assert not large["flat"] and large["rise_megabytes"] == pytest.approx(30)
+    assert line(times, 4e9 + 19e6 * climb)["flat"]
+    saw = np.where(np.arange(len(times)) % 2, 5e8, -5e8)  # the interval has 0 in it, which is no excuse
+    noisy = line(times, 2e9 + saw + 1e8 * climb)
+    assert noisy["low"] < 0 and not noisy["flat"]
+    assert line(times[:2], times[:2])["flat"] is None
+
+
+def test_a_soak_is_passed_only_if_the_load_was_the_one_that_was_meant() -> None:
+    passed = benchmark("serve_soak").passed
+    flat, short, steep = {"flat": True}, {"flat": None}, {"flat": False}
+    assert passed(0, {"memory": flat, "p50": short}, True)
+    assert not passed(0, {"memory": flat}, False)
+    assert not passed(1, {"memory": flat}, True)
+    assert not passed(0, {"memory": flat, "p99": steep}, True)
+
+
 # --- what rounds come to ------------------------------------------------------------------------------
 
 
@@ -128,6 +154,29 @@ def test_the_verdict_compares_rounds_in_pairs_and_says_where_it_loses() -> None:
     assert not any(one["reached"] for one in load.verdict(slower, alone)["asked"].values())
     (asked,) = load.verdict(rounds, None)["asked"].values()
     assert asked == {"value": 2.0, "at_least": 1.7, "reached": True}
+
+
+def test_what_cannot_be_measured_is_shown_and_not_left_out() -> None:
+    load = benchmark("load_verdict")
+    rounds = {
+        "full": [{"poisson": {"goodput": 0.0}}, one_round(40, 25)],
+        "dynamic": [{"poisson": {"goodput": 90.0}}, one_round(80, 15)],
+        "static": [{"poisson": {"goodput": 50.0}}, one_round(50, 20)],
+    }
+    found = load.verdict(rounds, None)
+    over = found["over"]["full"]
+    assert over["goodput, poisson"]["median"] is None
+    assert over["goodput, poisson"]["not_measurable"] == "its figure is 0 in 1 of 2 rounds"
+    assert found["goodput"]["poisson"]["full"] == {"median": 20.0, "rounds": [0.0, 40.0]}
+    assert found["over"]["static"]["goodput, poisson"]["rounds"] == pytest.approx([1.8, 1.6])
+    (asked,) = found["asked"].values()
+    assert asked["value"] is None and not asked["reached"] and asked["not_measurable"]
+    assert any("goodput, poisson over full is not measurable" in text for text in found["loses"])
+    dead = {name: ones[:1] for name, ones in rounds.items()}
+    alone = load.alone_ratio({"full": {"1": [20.0]}, "dynamic": {"1": [10.0]}}, {"full": 1, "dynamic": 1})
+    asked = load.verdict(dead, alone)["asked"]
+    assert len(asked) == 2 and all(one["not_measurable"] and not one["reached"] for one in asked.values())
+    json.dumps(load.verdict(dead, alone), allow_nan=False)
 
 
 def test_a_simulated_segment_is_flat_until_the_device_is_full() -> None:

@@ -66,7 +66,7 @@ def test_events_and_plain_lines_are_json(file: Path, capfd: pytest.CaptureFixtur
             raise ValueError("inside")
         except ValueError:
             log.exception("failed")
-        logging.getLogger("uvicorn.error").info("of a library")
+        logging.getLogger("uvicorn.error").warning("of a library")
     written = lines_of(file.read_text())
     assert written == lines_of(capfd.readouterr().err)
     first, second, third, fourth = written
@@ -138,6 +138,62 @@ def test_a_large_file_is_put_aside(file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [path.name for path in kept] == ["server.log", "server.log.1", "server.log.2"]
     assert all(path.stat().st_size <= 1000 for path in kept) and not logs.lost
     assert lines_of(file.read_text())[-1]["number"] == 99
+
+
+def test_a_file_that_cannot_be_put_aside_grows_until_it_can(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs_module, "FILE_BYTES", 1000)
+    monkeypatch.setattr(logs_module, "FILES", 2)
+    monkeypatch.setattr(logs_module, "AGAIN", 0.0)
+    rename, allowed = os.rename, [False]
+
+    def renamed(source: Any, target: Any) -> None:
+        if not allowed[0]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    older = file.with_name("server.log.1")
+    older.write_text("older\n")
+    with configure_logging(ServeSettings(log_file=file)) as logs:
+        for number in range(50):
+            say(log, "request", number=number)
+        drained(logs)
+        assert [line["number"] for line in lines_of(file.read_text())] == list(range(50))
+        assert older.read_text() == "older\n"
+        allowed[0] = True
+        say(log, "request", number=50)
+        drained(logs)
+        assert [line["number"] for line in lines_of(file.read_text())] == [50]
+        assert len(lines_of(older.read_text())) == 50
+    assert not logs.lost
+    assert sorted(path.name for path in file.parent.iterdir()) == [
+        f"server.log{end}" for end in ("", ".1", ".2")
+    ]
+    said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("{")]
+    assert (
+        len(said) == 1 and "cannot be put aside (Permission denied)" in said[0] and str(file) not in said[0]
+    )
+
+
+def test_older_files_are_kept_where_putting_aside_fails_halfway(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs_module, "FILE_BYTES", 1000)
+    rename = os.rename
+
+    def renamed(source: Any, target: Any) -> None:
+        if str(target).endswith("server.log.1"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    with configure_logging(ServeSettings(log_file=file)) as logs:
+        for number in range(50):
+            say(log, "request", number=number)
+    assert [line["number"] for line in lines_of(file.read_text())] == list(range(50)) and not logs.lost
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_a_file_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:

@@ -1,80 +1,19 @@
 """The page "Static or dynamic?" in a browser: its answers are the records', and nothing leaves it."""
 
 import copy
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import Watched, chromium, serious_faults, served
+from browsing import Watched, serious_faults
+from choosing_page import CIFAR, DIGITS, answer, choose, record
 
 from odn_hybrid.deploy.comparing.advice import recommend
 
 ROOT = Path(__file__).parents[2]
-RECORDS = ROOT / "benchmarks" / "records"
-CIFAR, DIGITS = "choosing_cifar10_small", "quickstart"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-
-
-def record(name):
-    return json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def maker():
-    spec = importlib.util.spec_from_file_location("build_data", ROOT / "docs" / "choose" / "build_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def folder(maker, tmp_path_factory):
-    """The page, built below a sub-path."""
-    top = tmp_path_factory.mktemp("site")
-    maker.build_page(top / "any" / "where" / "choose")
-    return top
-
-
-@pytest.fixture(scope="module")
-def origin(folder):
-    with served(folder) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def opened(browser, origin):
-    """`opened(**context)` opens the page; at the end it has complained of nothing and asked nobody else."""
-    all_ = []
-
-    def open_page(**context):
-        watched = Watched(browser, **context)
-        watched.page.goto(f"{origin}/any/where/choose/index.html")
-        all_.append(watched)
-        return watched.page
-
-    yield open_page
-    for watched in all_:
-        assert watched.complaints == []
-        assert watched.outside(origin) == []
-        watched.context.close()
-
-
-def choose(page, name):
-    entries = page.evaluate("odnRecords.entries.map((one) => one.id)")
-    page.select_option("#entry", str(entries.index(name)))
-
-
-def answer(page):
-    return page.get_attribute("#verdict", "data-choice"), page.inner_text("#answer")
 
 
 # --- the answers are the records' ---------------------------------------------------------------------
@@ -349,7 +288,7 @@ def test_it_opens_from_disk(browser, folder):
     watched = Watched(browser)
     path = folder / "any" / "where" / "choose" / "index.html"
     watched.page.goto(path.as_uri())
-    assert answer(watched.page)[0] == "dynamic"
+    assert answer(watched.page)[0] == "static"
     assert watched.complaints == [] and watched.outside("file://") == []
     watched.context.close()
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib
 import inspect
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,8 +17,6 @@ from making import commands, errors, executing, links, mathml, recipes, referenc
 
 import odn_hybrid  # noqa: E402
 from odn_hybrid.cli import cli  # noqa: E402
-from odn_hybrid.exits.heads import HEADS  # noqa: E402
-from odn_hybrid.training import OBJECTIVES  # noqa: E402
 
 PUBLIC = [(area.module, name) for area in reference.AREAS for name in area.all_names]
 
@@ -54,20 +50,6 @@ def test_every_public_name_says_what_it_is(module: str, name: str) -> None:
         assert not bare or bare == ["forward"], f"{module}.{name}: {bare} have no docstring"
 
 
-MODULES = sorted(
-    {inspect.getmodule(getattr(importlib.import_module(m), n)) for m, n in PUBLIC} - {None}, key=str
-)
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.__name__))
-def test_every_example_of_a_docstring_runs(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for registry, name in ((HEADS, "flat"), (OBJECTIVES, "worst")):  # what examples register goes again
-        monkeypatch.setitem(registry, name, None)
-        monkeypatch.delitem(registry, name)
-    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-    assert found.failed == 0
-
-
 # --- pages that programs write ----------------------------------------------------------------------
 
 
@@ -78,11 +60,48 @@ def test_the_page_of_errors_has_every_kind_and_what_to_do() -> None:
         assert f"\n## {name}\n" in page and errors.ADVICE[name] in page
 
 
+def test_the_page_of_errors_has_every_refusal_and_what_a_client_does() -> None:
+    assert set(errors.REFUSED) == set(errors.refusals())
+    page = errors.errors_page()
+    server = page[page.index("## What the server refuses") :]
+    known = (ROOT / "docs" / "serving" / "calls.md").read_text(encoding="utf-8")
+    for name in errors.refusals():
+        status = errors.classes()[name].status
+        assert f"\n### {status} {name}\n" in server and errors.REFUSED[name] in server
+        assert errors.messages()[name], f"nothing is refused with {name}"
+        assert re.search(rf"^\| ({status}|.*, {status})\b", known, re.M), "calls.md lacks the status"
+
+
+def test_the_classes_of_errors_are_those_that_the_library_has() -> None:
+    from odn_hybrid.data.items import ItemError
+    from odn_hybrid.serve.app.statuses import Unauthorised
+    from odn_hybrid.serve.refusals import Refusal
+
+    found, waiting = {ItemError, Unauthorised}, [odn_hybrid.OdnError]
+    while waiting:
+        below = [kind for kind in waiting.pop().__subclasses__() if kind.__module__.startswith("odn_hybrid")]
+        found |= set(below)
+        waiting += below
+    read = errors.classes()
+    assert {kind.__name__ for kind in found} <= set(read)
+    for kind in found:
+        one = read[kind.__name__]
+        assert one.module == kind.__module__ and one.base == kind.__base__.__name__
+        assert kind is Refusal or not issubclass(kind, Refusal) or one.status == kind.status
+    # Each is on the page, is a kind of one that is, or is the base of all refusals.
+    told = {*errors.kinds(), *errors.refusals(), "Refusal"}
+    assert all(name in told or one.base in told for name, one in read.items())
+
+
 def test_messages_are_read_from_the_code() -> None:
     said = errors.messages()
     assert any("give 15" in text or "too few to divide" in text for text in said["DataError"])
     assert "the batch is empty" in said["InputError"]
-    assert sum(map(len, said.values())) > 100
+    assert any("damaged" in text for text in said["ExportError"])
+    assert any(text.startswith("inputs cannot halt") for text in said["ConfigError"])  # a constant's
+    assert any("self-check" in text for text in said["ModelError"])
+    assert sum(map(len, said.values())) > 500
+    assert all(said.get(name) for name in errors.kinds())
 
 
 def test_the_page_of_commands_has_every_verb_and_option() -> None:

@@ -49,7 +49,8 @@ def _is_number(value: Any) -> bool:
 class BoundedLoss:
     """A loss of one's own: `function(logits (n, C), labels (n,)) -> (n,)`, smaller is better.
 
-    `low` and `high` are the range that it has by its nature; a range read off the data is no range.
+    `name` is what statements call it. `low` and `high` are the range that it has by its nature; a range read
+    off the data is no range. Raises `ConfigError` unless they are numbers, `low` below `high`.
 
     Example:
         >>> import odn_hybrid as odn
@@ -80,6 +81,9 @@ class Promise:
         measure: "accuracy", "top-K accuracy" written top-2, top-5, ..., "brier", or a `BoundedLoss`.
         by: None for one promise about all images; "class" or "exit" for one per class or halting exit,
             all of them together.
+
+    Raises `ConfigError` for a value out of range or a name that does not exist; `InputError` comes later,
+    from a loss of one's own that gives something else than a number per image.
 
     Example:
         >>> import odn_hybrid as odn

@@ -61,7 +61,13 @@ def cut(trunk: Trunk, plan: DepthPlan, spec: BackboneSpec | None = None, *, fold
 
     No fit is needed: this is for pruning a trained model, which one then tunes oneself; until then its
     answers are poor. `odn.save` takes it. A prefix cannot be cut so: another head would have to answer.
-    `fold`: see `truncate`; a folded model is not for tuning.
+
+    Args:
+        trunk: the model's; it stays as it is.
+        plan: which units stay, see `thin`.
+        spec: how to build the architecture again, for `save`; default: by the timm or torchvision name that
+            gives the same structure, if there is one.
+        fold: see `Run.truncate`; a folded model is not for tuning.
 
     Raises:
         ConfigError: not a thin plan, or one without a unit that must stay. ModelError: the check on random

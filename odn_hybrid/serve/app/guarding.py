@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import re
 import time
-import uuid
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -18,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from odn_hybrid.serve.app.replying import dumps
 from odn_hybrid.serve.app.statuses import ClientGone, HeadersTooLong, TooSlow, Unauthorised, refusal_headers
+from odn_hybrid.serve.identifying import HEADER, request_id
 from odn_hybrid.serve.refusals import Overloaded, Refusal, TooLarge
 from odn_hybrid.serve.settings import ServeSettings
 
@@ -27,7 +26,6 @@ log = logging.getLogger("odn_hybrid.serve")
 
 #: No token needed. The status page and its script hold no data: it asks for the token and sends it itself.
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/", "/status.js"})
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 LINE = 24  # bytes of a request line beside its target, about
 BODIES = 16  # bodies of the largest size that may be in memory at once, those of all requests together
 LINGER = 1.0  # seconds for what a refused client still sends: it reads the answer only then
@@ -73,10 +71,9 @@ class _Call:
         self.headers = headers
         # What has no body is complete from the start.
         self.complete = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
-        given = headers.get(b"x-request-id", b"")
-        self.id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        self.id = request_id(scope["headers"])
         state = scope.setdefault("state", {})
-        state["arrived"], state["request_id"] = time.monotonic(), self.id.decode()
+        state["arrived"], state["request_id"] = time.monotonic(), self.id
 
     async def run(self) -> None:
         try:
@@ -86,9 +83,9 @@ class _Call:
         except Refusal as refusal:
             await self._refuse(refusal.status, str(refusal), refusal_headers(refusal))
         except (ClientGone, ClientDisconnect):
-            log.debug("request %s: the client has gone", self.id.decode())
+            log.debug("request %s: the client has gone", self.id)
         except Exception:
-            log.exception("request %s failed", self.id.decode())
+            log.exception("request %s failed", self.id)
             await self._refuse(500, "internal error", [])
         finally:
             self.guard.held -= self.size
@@ -134,7 +131,7 @@ class _Call:
             self.started = True
             if message["status"] != 408:
                 await self._linger()
-            headers = [*message.get("headers", ()), (b"x-request-id", self.id)]
+            headers = [*message.get("headers", ()), (HEADER, self.id.encode())]
             headers.append((b"x-content-type-options", b"nosniff"))
             if not self.complete:  # the rest of a body that nobody reads would be taken for a request
                 headers.append((b"connection", b"close"))
@@ -146,7 +143,7 @@ class _Call:
             return  # the connection is cut by the server: half an answer must not look whole
         said: dict[str, Any] = {"error": why}
         if status == 500:
-            said["request_id"] = self.id.decode()
+            said["request_id"] = self.id
         body = dumps(said).encode()
         headers = [
             (b"content-type", b"application/json"),

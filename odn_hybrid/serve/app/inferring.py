@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from odn_hybrid.serve.app import describing
 from odn_hybrid.serve.app.answering import write_answer
 from odn_hybrid.serve.app.asked import INPUT, OUTPUTS, Asked, parse_request
 from odn_hybrid.serve.app.bodies import accepted_encoding, inflate, packed, read_body
-from odn_hybrid.serve.app.pixels import read_images
+from odn_hybrid.serve.app.pixels import compact, read_images
 from odn_hybrid.serve.app.replying import json_reply
 from odn_hybrid.serve.app.service import Service
 from odn_hybrid.serve.refusals import Stopping
@@ -39,8 +40,10 @@ def inference_routes(service: Service) -> APIRouter:
     async def server(request: Request) -> Response:
         return json_reply({"name": PLATFORM, "version": __version__, "extensions": EXTENSIONS})
 
-    @get("/v2/health/live", "Whether the server runs", "Live", free=True)
+    @get("/v2/health/live", "Whether the server runs", "Live", free=True, extra=(503,))
     async def live(request: Request) -> Response:
+        if service.host.engine.died:
+            raise Stopping("the device thread has died: start the server again")
         return json_reply({"live": True})
 
     @get("/v2/health/ready", "Whether all models are ready", "Ready", free=True, extra=(503,))
@@ -100,12 +103,14 @@ async def _infer(service: Service, request: Request) -> Response:
     header = headers.get("inference-header-content-length")
     text = int(header) if header is not None and header.isdecimal() and len(header) <= 12 else len(body)
     asked = await service.work(text, parse_request, body, header, settings.max_images)
+    del body  # what is still needed of it, `asked` holds
 
     async def prepare(hosted: Hosted) -> NDArray[np.float32]:
-        size = _size(asked, text, hosted)
-        return await service.work(
-            size, read_images, asked.given, hosted, settings.max_images, settings.max_pixels
-        )
+        nonlocal asked
+        limits, size = (settings.max_images, settings.max_pixels), _size(asked, text, hosted)
+        # Not as lists while the request waits for the device, nor afterwards if the model is replaced.
+        asked = replace(asked, given=await service.work(size, compact, asked.given, hosted, *limits))
+        return await service.work(size, read_images, asked.given, hosted, *limits)
 
     hosted, output = await service.ask(request, name, version, prepare, asked.options)
     many = output.logits.size * 8 if not asked.wanted[0].binary else 0

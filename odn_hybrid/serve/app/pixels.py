@@ -17,7 +17,7 @@ from odn_hybrid.serve.refusals import BadRequest, TooLarge
 if TYPE_CHECKING:
     from odn_hybrid.serve.hosting.hosted import Hosted
 
-__all__ = ["prepared", "read_images"]
+__all__ = ["compact", "prepared", "read_images"]
 
 PIECE = 65536  # numbers of a list turned into an array at once
 TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
@@ -30,13 +30,7 @@ def read_images(given: Given, hosted: Hosted, max_images: int, max_pixels: int) 
         BadRequest: another shape than the model's, wrong lengths, numbers that the type does not hold.
         TooLarge: too many images or pixels.
     """
-    want = hosted.stages.image_shape
-    shape = given.shape or _bare_shape(given, want, max_images)
-    if given.datatype == "FP32" and shape[1:] != want:
-        sizes = ", ".join(map(str, want))
-        raise BadRequest(f"FP32 images have shape {_listed(shape)}; the model takes [n, {sizes}]")
-    if given.datatype == "UINT8" and shape[1] * shape[2] > max_pixels:
-        raise TooLarge(f"an image of {shape[1]} x {shape[2]} pixels; the limit is {max_pixels} pixels")
+    shape = _shape(given, hosted, max_images, max_pixels)
     dtype = TYPES[given.datatype]
     if given.raw is not None:
         if len(given.raw) != math.prod(shape) * dtype.itemsize:
@@ -52,6 +46,18 @@ def read_images(given: Given, hosted: Hosted, max_images: int, max_pixels: int) 
     images = np.array(pixels, dtype=np.float32, order="C")  # of its own: aligned, writable
     check_finite(images)
     return images
+
+
+def compact(given: Given, hosted: Hosted, max_images: int, max_pixels: int) -> Given:
+    """The same tensor, its numbers as bytes: lists of them take eight times the memory or more.
+
+    Raises as `read_images` does.
+    """
+    if given.data is None:
+        return given
+    shape = _shape(given, hosted, max_images, max_pixels)
+    pixels = _from_lists(given.data, shape, TYPES[given.datatype])
+    return Given(given.datatype, shape, raw=pixels.reshape(-1).view(np.uint8).data)
 
 
 def prepared(pixels: Any, hosted: Hosted) -> NDArray[np.float32]:
@@ -73,6 +79,17 @@ def check_finite(images: NDArray[np.float32]) -> None:
         fine = np.isfinite(images.sum()) or np.isfinite(images).all()
     if not fine:
         raise BadRequest("images hold NaN or infinite values")
+
+
+def _shape(given: Given, hosted: Hosted, max_images: int, max_pixels: int) -> tuple[int, ...]:
+    want = hosted.stages.image_shape
+    shape = given.shape or _bare_shape(given, want, max_images)
+    if given.datatype == "FP32" and shape[1:] != want:
+        sizes = ", ".join(map(str, want))
+        raise BadRequest(f"FP32 images have shape {_listed(shape)}; the model takes [n, {sizes}]")
+    if given.datatype == "UINT8" and shape[1] * shape[2] > max_pixels:
+        raise TooLarge(f"an image of {shape[1]} x {shape[2]} pixels; the limit is {max_pixels} pixels")
+    return shape
 
 
 def _bare_shape(given: Given, want: tuple[int, int, int], max_images: int) -> tuple[int, ...]:

@@ -12,11 +12,14 @@ from typing import Any
 
 from odn_hybrid.errors import ConfigError, OdnError
 from odn_hybrid.serve.replicas.plain import to_text
-from odn_hybrid.serve.running.listening import tls
+from odn_hybrid.serve.running.listening import tls, warn_of
 from odn_hybrid.serve.running.loading import Loading
 from odn_hybrid.serve.settings import ServeSettings
+from odn_hybrid.serve.watching import configure_logging, say
 
 __all__ = ["ClusterError", "deploy"]
+
+log = logging.getLogger("odn_hybrid.serve")
 
 APP = "odn"
 STORE = 80 << 20  # bytes of shared memory of a cluster of our own: images do not go through it
@@ -62,6 +65,17 @@ def deploy(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    with configure_logging(settings):
+        warn_of(settings, beyond=not _loopback(settings.host))
+        _serve(wanted, settings, replicas, listening)
+
+
+def _serve(
+    wanted: Loading,
+    settings: ServeSettings,
+    replicas: tuple[int, int] | None,
+    listening: Callable[[str], None] | None,
+) -> None:
     import ray
     from ray import serve
 
@@ -77,7 +91,9 @@ def deploy(
         if listening is not None:
             scheme = "https" if settings.certfile else "http"
             listening(f"{scheme}://{settings.host}:{settings.port}")
+        say(log, "deployed", models=list(wanted.models), replicas=[least, most])
         stop.wait()
+        say(log, "stopping")
         serve.delete(APP)  # replicas answer what they have first
     finally:
         if mine:
@@ -110,7 +126,7 @@ def _run(serve: Any, loading: Loading, settings: ServeSettings, least: int, most
     try:
         serve.run(deployment.bind(to_text(loading, settings)), name=APP, route_prefix="/")
     except RuntimeError as error:
-        logging.getLogger("odn_hybrid.serve").debug("deploying failed", exc_info=True)
+        log.debug("deploying failed", exc_info=True)
         raise ClusterError(
             f"the replicas did not start; Ray's log says why: {_last_line(str(error))}"
         ) from None

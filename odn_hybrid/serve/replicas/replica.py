@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from odn_hybrid.serve.replicas.apart import own_log
 from odn_hybrid.serve.replicas.plain import from_text
 from odn_hybrid.serve.running.service import Service
+from odn_hybrid.serve.watching import configure_logging
 
 __all__ = ["Replica", "application"]
 
@@ -22,12 +24,15 @@ class Replica:
 
     async def __init__(self, told: str) -> None:  # type: ignore[misc]  # Ray awaits it
         loading, settings = from_text(told)
+        self.logs = configure_logging(own_log(settings))
         self.service = Service(loading, settings)
-        await self.service.open()
+        self.service.watch.lost = self.logs.lost
         try:
+            await self.service.open()
             await self.service.load_all()
         except BaseException:
             await self.service.close()
+            self.logs.close()
             raise
         _SERVICES.append(self.service)
 
@@ -40,6 +45,7 @@ class Replica:
         """Ray waits for the requests inside first."""
         if hasattr(self, "service"):
             await self.service.close()
+            self.logs.close()
 
 
 def application() -> Any:

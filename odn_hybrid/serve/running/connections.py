@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable
 from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from odn_hybrid.serve.identifying import HEADER, request_id
+from odn_hybrid.serve.running.upgrading import new_parser, without_upgrade
 from odn_hybrid.serve.settings import ServeSettings
+from odn_hybrid.serve.watching.events import say
 
 __all__ = ["LimitedProtocol", "limited_protocol", "sweep"]
+
+log = logging.getLogger("odn_hybrid.serve.requests")
 
 LINGER = 1.0  # seconds that a refused client gets to read why
 GRACE = 2.0  # seconds after which we do what the application should have done
@@ -39,7 +46,7 @@ class LimitedProtocol(HttpToolsProtocol):
     bytes (413): what an application leaves unread is read on and thrown away, but only so far; the exact
     limit of a body is the application's. A client that does not take its answer within `body_seconds` is cut
     off. Twice as many connections as `settings.connections` are open at most; from that number on the
-    application refuses.
+    application refuses. What is not HTTP ends with 400, and a wish for another protocol is passed over.
 
     Attributes:
         due: on the loop's clock, when the client must be done with what it does; None: it waits for us.
@@ -57,6 +64,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._raw = 0  # bytes of this phase, as they came
         self._parsed = 0  # bytes of headers understood
         self._too_large = self._refused = False
+        self._again = False  # the request is read again, without its wish for another protocol
 
     # --- a connection's life --------------------------------------------------------------------------
 
@@ -79,13 +87,37 @@ class LimitedProtocol(HttpToolsProtocol):
         before, marks = self._phase, self._marks
         if before is Phase.BETWEEN and self.due is None:  # even if these are no more than empty lines
             self._within(self.settings.header_seconds)
-        super().data_received(data)
+        self._feed(data)
         if self._marks == marks:
             self._raw += len(data)
         else:  # how much of this is of the new phase is known in one case; it is one reading at most
             first = before is Phase.BETWEEN and self._phase is Phase.HEADERS and self._marks == marks + 1
             self._raw = len(data) if first else 0
         self._check_size()
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._too_large:
+                    return
+                if not self._again:  # CONNECT: whoever sent it takes what follows for something else
+                    self._close_after_answers()
+                    return
+                version = self.parser.get_http_version()
+                head = without_upgrade(self.parser.get_method(), self.url, version, self.headers)
+                self._again = False
+                self.parser = new_parser(self)
+                data = head + data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                if self._answering() and not self._own():
+                    self._close_after_answers()
+                else:
+                    self._refuse(HTTPStatus.BAD_REQUEST, "this is no HTTP request that can be read")
+                return
 
     def _check_size(self) -> None:
         if self.transport.is_closing() or self._refused:
@@ -133,7 +165,8 @@ class LimitedProtocol(HttpToolsProtocol):
         # The application says 408 first; this is for what it does not read.
         self._within(self.settings.body_seconds + GRACE)
         self._too_large = self._too_large or self._parsed > self.settings.max_header_bytes
-        if not self._too_large:
+        self._again = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if not self._too_large and not self._again:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -143,6 +176,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is all here."""
+        if self._again:
+            return
         self._enter(Phase.BETWEEN)
         self.due = None
         if not self._too_large:
@@ -174,13 +209,29 @@ class LimitedProtocol(HttpToolsProtocol):
     def _within(self, seconds: float) -> None:
         self.due = self.loop.time() + seconds
 
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _own(self) -> bool:
+        """Whether the application has the request that is being read, and not only one before it."""
+        return self._phase is Phase.BODY and self.cycle is not None and self.cycle.scope is self.scope
+
+    def _close_after_answers(self) -> None:
+        """Nothing more is read; the requests that came before it are answered."""
+        self._refused = True
+        self.due = None
+        if self._answering():
+            self.cycle.keep_alive = False
+        else:
+            self.transport.close()
+
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         """Say why, if it is this request's turn, and give the client a moment to read it."""
-        cycle = self.cycle
-        busy = cycle is not None and not cycle.response_complete
-        mine = self._phase is Phase.BODY and not self._too_large  # else what is busy is a request before it
+        cycle, busy = self.cycle, self._answering()
+        mine = self._own()  # else what is busy is a request before it
         if busy:
             cycle.disconnected = True  # for the application the client is gone
+            cycle.waiting_for_100_continue = False  # nobody is asked for a body any more
             cycle.message_event.set()
         if self.transport.is_closing() or (busy and (not mine or cycle.response_started)) or self.pipeline:
             self.transport.abort()
@@ -191,9 +242,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refused = True
         self._within(LINGER)
         self._unset_keepalive_if_required()
+        # The application may have given it an id already.
+        known = cycle.scope["state"].get("request_id") if busy else None
+        known = known or request_id(() if self._phase is Phase.BETWEEN else self.headers)
+        say(log, "refused", id=known, status=status.value, why=text)
         body = json.dumps({"error": text}).encode()
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        head += f"content-length: {len(body)}\r\n{HEADER.decode()}: {known}\r\n"
+        head += "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         # To close now would reset the connection while the client still sends, and it would not read this.
         if self.transport.can_write_eof():

@@ -8,6 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
+from odn_hybrid.serve.identifying import HEADER, request_id
 from odn_hybrid.serve.refusals import Overloaded, Refusal, Stopping
 
 __all__ = ["Gate"]
@@ -50,7 +51,7 @@ class Gate:
             return
         refusal = self._refusal()
         if refusal is not None:
-            await _refuse(refusal, receive, send)
+            await _refuse(refusal, scope, receive, send)
             return
         self.inside += 1
         self._empty.clear()
@@ -80,8 +81,9 @@ class Gate:
         return None
 
 
-async def _refuse(refusal: Refusal, receive: Receive, send: Send) -> None:
+async def _refuse(refusal: Refusal, scope: Message, receive: Receive, send: Send) -> None:
     """As the application does it, and the connection ends."""
+    known = scope.setdefault("state", {})["request_id"] = request_id(scope["headers"])
     # The body is read first: who is cut off while sending it sees a broken connection instead of an answer.
     message = await receive()
     while message.get("more_body"):
@@ -91,6 +93,8 @@ async def _refuse(refusal: Refusal, receive: Receive, send: Send) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"retry-after", str(math.ceil(refusal.retry_after or SOON)).encode()),
+        (HEADER, known.encode()),
+        (b"x-content-type-options", b"nosniff"),
         (b"connection", b"close"),
     ]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import os
 import socket
 import ssl
 import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from odn_hybrid.errors import ConfigError
 from odn_hybrid.serve.settings import ServeSettings
 
-__all__ = ["address", "allow_files", "listen", "tls", "warn_of"]
+__all__ = ["address", "allow_files", "beyond", "listen", "tls", "warn_of"]
 
 log = logging.getLogger("odn_hybrid.serve")
 
 BACKLOG = 1024
 FILES = 256  # open at most besides connections
+PORTS = 8  # free ports that are tried until one is free on all addresses
+ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})  # of an address that is not this machine's
 
 
-def listen(settings: ServeSettings) -> socket.socket:
-    """A socket that listens on the address of `settings`; `ConfigError` where that is not possible."""
+def listen(settings: ServeSettings) -> list[socket.socket]:
+    """Sockets that listen on every address of this machine that the host of `settings` has, on one port.
+
+    A name may have several addresses, as localhost has 127.0.0.1 and ::1. Those that this machine does not
+    have are left out. One that is taken is an error: some clients would reach whoever has it.
+
+    Raises `ConfigError` where that is not possible.
+    """
     host, port = settings.host, settings.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise ConfigError(f"--host is {host!r}, which is no address of this machine") from None
-    family, _, _, _, place = found[0]
-    try:
-        listener = socket.create_server(place[:2], family=family, backlog=BACKLOG)
+    places = list(dict.fromkeys((family, place) for family, _, _, _, place in found))
+    for _ in range(PORTS if port == 0 else 1):
+        listeners, error = _listen_all(places, port)
+        if error is None:
+            return listeners
+        for listener in listeners:
+            listener.close()
+    why = (error.strerror or str(error)).lower() if error is not None else "no address"
+    raise ConfigError(f"cannot listen on {host} port {port} ({why}); choose another --port or --host")
+
+
+def _listen_all(places: Sequence[tuple[int, Any]], port: int) -> tuple[list[socket.socket], OSError | None]:
+    """Sockets on these places, and why that is not enough; where `port` is 0, the first one's is for all."""
+    listeners: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, place in places:
+        try:
+            # The rest of an IPv6 address says which network of the machine is meant.
+            listener = socket.create_server((place[0], port, *place[2:]), family=family, backlog=BACKLOG)
+        except OSError as error:
+            if error.errno not in ABSENT:
+                return listeners, error
+            absent = error
+            continue
         # asyncio does so only for sockets that name their protocol; small answers would wait 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise ConfigError(
-            f"cannot listen on {host} port {port} ({why.lower()}); choose another --port or --host"
-        ) from None
+        port = listener.getsockname()[1]
+        listeners.append(listener)
+    return listeners, None if listeners else absent
 
 
 def address(listener: socket.socket, settings: ServeSettings) -> str:
@@ -45,6 +74,12 @@ def address(listener: socket.socket, settings: ServeSettings) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.certfile else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def beyond(listeners: Iterable[socket.socket]) -> bool:
+    """Whether other machines reach one of them."""
+    hosts = (listener.getsockname()[0].partition("%")[0] for listener in listeners)
+    return not all(ipaddress.ip_address(host).is_loopback for host in hosts)
 
 
 def tls(settings: ServeSettings) -> ssl.SSLContext | None:
@@ -84,9 +119,12 @@ def allow_files(settings: ServeSettings) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def warn_of(listener: socket.socket, settings: ServeSettings) -> None:
-    """Say in the log what makes this server less safe than it is by itself."""
-    if not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+def warn_of(settings: ServeSettings, *, beyond: bool) -> None:
+    """Say in the log what makes this server less safe than it is by itself.
+
+    `beyond`: other machines reach it.
+    """
+    if beyond:
         if settings.token is None:
             log.warning("open to other machines without a token: anybody who reaches it may ask")
         if settings.certfile is None:

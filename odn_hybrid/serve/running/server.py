@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import uvicorn
 
 from odn_hybrid.errors import ConfigError
 from odn_hybrid.serve.running.connections import limited_protocol, sweep
-from odn_hybrid.serve.running.listening import BACKLOG, address, allow_files, listen, tls, warn_of
+from odn_hybrid.serve.running.listening import BACKLOG, address, allow_files, beyond, listen, tls, warn_of
 from odn_hybrid.serve.running.loading import Loading
 from odn_hybrid.serve.running.service import Service, busy_threads
 from odn_hybrid.serve.settings import ServeSettings
@@ -57,10 +57,11 @@ def serve(
     wanted = Loading(models=models, **loading)
     context = tls(settings)
     allow_files(settings)
-    listener = listen(settings)
-    with contextlib.closing(listener), configure_logging(settings) as logs:
-        warn_of(listener, settings)
-        server = Server(wanted, settings, listener, context)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in listen(settings)]
+        logs = stack.enter_context(configure_logging(settings))
+        warn_of(settings, beyond=beyond(listeners))
+        server = Server(wanted, settings, listeners, context)
         server.lost = logs.lost
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(server.live(listening))
@@ -83,15 +84,16 @@ class Server(uvicorn.Server):
         self,
         loading: Loading,
         settings: ServeSettings,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         context: ssl.SSLContext | None,
     ) -> None:
-        self.loading, self.settings, self.listener = loading, settings, listener
+        self.loading, self.settings, self.listeners = loading, settings, listeners
         self.service: Service | None = None
         self.lost: Counter[str] = Counter()
         self.protocol = limited_protocol(settings)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._loaded = asyncio.Event()  # or it failed
         super().__init__(
             uvicorn.Config(
                 self._app,
@@ -135,7 +137,10 @@ class Server(uvicorn.Server):
             app_state=self.lifespan.state,
             _loop=loop,
         )
-        self.servers = [await loop.create_server(make, sock=self.listener, backlog=BACKLOG, **more)]
+        self.servers = [
+            await loop.create_server(make, sock=listener, backlog=BACKLOG, **more)
+            for listener in self.listeners
+        ]
         self.started = True
 
     async def live(self, listening: Callable[[str], None] | None) -> None:
@@ -147,12 +152,13 @@ class Server(uvicorn.Server):
         self._take_signals()
         await service.open()
         tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._reloads())]
-        serving = asyncio.create_task(self.serve(sockets=[self.listener]))
+        serving = asyncio.create_task(self.serve(sockets=list(self.listeners)))
         loading = asyncio.create_task(service.load_all())
+        loading.add_done_callback(lambda _: self._loaded.set())
         stop = asyncio.create_task(self._stop.wait())
         try:
             if listening is not None:
-                listening(address(self.listener, self.settings))
+                listening(address(self.listeners[0], self.settings))
             await asyncio.wait({serving, loading, stop}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and not stop.done() and not serving.done():
                 loading.result()  # raises what is wrong with a model
@@ -184,6 +190,7 @@ class Server(uvicorn.Server):
 
     async def _reloads(self) -> None:
         assert self.service is not None
+        await self._loaded.wait()  # a signal during the first load is kept until then
         while True:
             await self._reload.wait()
             self._reload.clear()

@@ -36,6 +36,9 @@ class Engine:
         observer: told of steps, answers and refusals.
         clock: seconds that never go back; another one for simulations, which call `turn` themselves.
 
+    Attributes:
+        died: the device thread has ended by a mistake; nothing is answered any more.
+
     All methods may be called from any thread.
     """
 
@@ -48,6 +51,7 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._draining = self._closed = self._stirred = False
+        self.died = False
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -226,6 +230,7 @@ class Engine:
                         self._changed.wait(self._pause())
                     self._stirred = False
         except BaseException:  # nobody waits for answers that cannot come
+            self.died = True
             log.critical("the device thread has died; nothing is answered any more", exc_info=True)
             self.close()
 

@@ -97,7 +97,7 @@ def _sorted_out(
             ended.append((lane, request, BadRequest(NOT_FINITE)))
             continue
         sure = request.options.min_confidence
-        if stop and segment < lane.last and sure is not None and seen.confidence[place] < sure:
+        if stop and segment < lane.last and sure is not None and _told(seen, place) < sure:
             stop, job.plain = False, False
         if not stop and (segment >= request.final or request.deadline <= late):
             stop, job.plain = True, False  # the answer there is, before the time is up
@@ -107,6 +107,11 @@ def _sorted_out(
         elif request.write(job.row, seen, place, number, plain=job.plain):
             ended.append((lane, request, None))
     return ended, staying
+
+
+def _told(seen: Seen, place: int) -> float:
+    """The confidence of an answer as the client reads it: with the digits of float32."""
+    return float(np.float32(seen.confidence[place]))
 
 
 def _compacted(

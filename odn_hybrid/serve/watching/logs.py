@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +24,7 @@ LOGGERS = ("odn_hybrid", "uvicorn", "fastapi", "asyncio")
 WAITING = 10_000  # lines
 FILE_BYTES, FILES = 32 << 20, 5  # of the log file, and how many older ones are kept
 LAST = 2.0  # seconds that closing may take
+AGAIN = 60.0  # seconds after which a file that could not be put aside is tried again
 
 
 class Logs:
@@ -141,23 +144,57 @@ class _ToStderr(logging.Handler):
 
 
 class _ToFile(RotatingFileHandler):
-    """Lines to a file that is put aside when it is large. One that cannot be written loses lines, counted."""
+    """Lines to a file that is put aside when it is large. One that cannot be written loses lines, counted.
+
+    One that cannot be put aside, in a folder that may not be changed, grows on, and is tried again later.
+    """
 
     def __init__(self, path: Any, lost: Counter[str], **more: Any) -> None:
         super().__init__(path, **more)
         self._lost = lost
-        self._said = False
+        self._said = self._grows = False
+        self._again = -math.inf
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        """Whether it is time to put the file aside."""
+        return time.monotonic() >= self._again and bool(super().shouldRollover(record))
+
+    def doRollover(self) -> None:
+        """Put the file aside; where that is not possible all files stay as they are."""
+        try:
+            self._put_aside()
+            self._grows = False
+        except OSError as error:
+            self._again = time.monotonic() + AGAIN
+            if not self._grows:
+                self._grows = True
+                with suppress(Exception):
+                    say_on_stderr(
+                        f"odn: the log file cannot be put aside ({error.strerror}); it grows until it can"
+                    )
+
+    def _put_aside(self) -> None:
+        first, aside = self.baseFilename, f"{self.baseFilename}.0"
+        self._shut()
+        os.rename(first, aside)  # before the older ones move: these are not to be lost for nothing
+        try:
+            super().doRollover()
+            os.rename(aside, f"{first}.1")
+        except OSError:
+            self._shut()
+            os.replace(aside, first)
+            raise
+
+    def _shut(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Count the line as lost; the file is opened anew for the next one."""
         self._lost["file"] += 1
-        stream, self.stream = (
-            self.stream,
-            None,
-        )  # what it still holds is lost with it, and does not come later
         with suppress(Exception):
-            if stream is not None:
-                stream.close()
+            self._shut()  # what it still holds is lost with it, and does not come later
         if not self._said:
             self._said = True
             error = sys.exc_info()[1]

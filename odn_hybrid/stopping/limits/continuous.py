@@ -66,6 +66,15 @@ class StoppingProblem:
         maximise: look for the largest E[e^(-r T) stopping(X_T) - running cost] instead.
 
     Raises `InputError` and `ConfigError` as `solve_stopping` says.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import StoppingProblem
+        >>> x = np.linspace(0.0, 1.0, 41)  # the probability that the first of two answers is right
+        >>> wrong = np.minimum(x, 1 - x)  # what stopping costs: the chance of a mistake
+        >>> problem = StoppingProblem(axes=(x,), drift=(0.0,), diffusion=(0.2,), stopping=wrong, cost=0.1)
+        >>> problem.kinds()
+        (('reflect', 'reflect'),)
     """
 
     axes: Sequence[ArrayLike]
@@ -137,6 +146,17 @@ class StoppingSolution:
         iterations: policies evaluated on this grid, or sweeps of relaxation, over all depths.
         residual: largest |min(cost of going on, cost of stopping) - value| of the discrete equations, in
             units of the value.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import StoppingProblem, solve_stopping
+        >>> x = np.linspace(0.0, 1.0, 41)
+        >>> problem = StoppingProblem(
+        ...     axes=(x,), drift=(0.0,), diffusion=(0.2,), stopping=np.minimum(x, 1 - x), cost=0.1
+        ... )
+        >>> found = solve_stopping(problem, [0.0, 0.5, 1.0])
+        >>> found.value.shape, bool(found.stop[0].all()), bool(found.stop[-1].all())
+        ((3, 41), False, True)
     """
 
     axes: tuple[Floats, ...]
@@ -171,6 +191,17 @@ def solve_stopping(
     Raises `InputError` for fields that are not finite or do not fit the grid, negative cost or diffusion,
     grids or depths that do not ascend, and drift that the grid cannot hold; `ConfigError` for unknown choices
     and for a stationary problem without cost, discount or edge that stops, which has no unique solution.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import StoppingProblem, solve_stopping
+        >>> x = np.linspace(0.0, 1.0, 401)
+        >>> problem = StoppingProblem(
+        ...     axes=(x,), drift=(0.0,), diffusion=(0.2,), stopping=np.minimum(x, 1 - x), cost=0.1
+        ... )
+        >>> found = solve_stopping(problem)  # go on within diffusion^2 / (2 cost) = 0.2 of the middle
+        >>> found.boundary[0].round(2).tolist()
+        [0.3, 0.7]
     """
     for name, choice, known in (("method", method, METHODS), ("scheme", scheme, SCHEMES)):
         if choice not in known:

@@ -89,7 +89,8 @@ def fit_decay(
 ) -> Decay:
     """Least squares on logarithms: of `sizes` (n,) at `depths` (n,) from 0 (default 0, 1, ..).
 
-    Raises `InputError` for fewer than four sizes or one that is not above 0, `ConfigError` for another kind.
+    `confidence`: of the interval of the rate, between 0 and 1. Raises `InputError` for fewer than four sizes
+    or one that is not above 0, `ConfigError` for another kind or confidence.
 
     Example:
         >>> from odn_hybrid.stopping import fit_decay
@@ -130,7 +131,9 @@ def fit_decay(
 
 
 def better_decay(sizes: ArrayLike, depths: ArrayLike | None = None, *, confidence: float = 0.95) -> Decay:
-    """Of the two kinds the one that leaves the smaller error; see `fit_decay`.
+    """Of the two kinds the one that leaves the smaller error.
+
+    `sizes`, `depths`, `confidence`: see `fit_decay`; `InputError` and `ConfigError` as there.
 
     Example:
         >>> from odn_hybrid.stopping import better_decay

@@ -151,6 +151,9 @@ def depth_bound(gains: ArrayLike, costs: ArrayLike) -> int:
 def geometric_depth(first: float, rate: float, cost: float) -> int:
     """Bound for gains `first` * `rate`**k: the smallest k with gain at most `cost`.
 
+    Raises `ConfigError` for a rate outside (0, 1) or a cost that is not above 0, `InputError` for a first
+    gain that is negative or not finite.
+
     Example:
         >>> from odn_hybrid.stopping import geometric_depth
         >>> geometric_depth(first=1.0, rate=0.5, cost=0.1)
@@ -167,6 +170,9 @@ def geometric_depth(first: float, rate: float, cost: float) -> int:
 
 def power_depth(first: float, exponent: float, cost: float) -> int:
     """Bound for gains `first` * (k + 1)**-`exponent`, any exponent above 0 (summable or not).
+
+    Raises `ConfigError` for an exponent or a cost that is not above 0 and for a bound too large to be of use,
+    `InputError` for a first gain that is negative or not finite.
 
     Example:
         >>> from odn_hybrid.stopping import power_depth
@@ -188,6 +194,8 @@ def power_depth(first: float, exponent: float, cost: float) -> int:
 def summable_depth(total: float, cost: float) -> int:
     """Bound for gains of sum at most `total`, in any order: below total / cost.
 
+    Raises `InputError` for a total that is negative or not finite, `ConfigError` for a cost not above 0.
+
     Example:
         >>> from odn_hybrid.stopping import summable_depth
         >>> summable_depth(total=1.0, cost=0.1)
@@ -208,6 +216,9 @@ def separated_depth(
         extra: sum of all other gains: drift between heads and what stage transitions may gain.
         cost: least price of a unit.
         shares: candidates for the part of the cost that must outweigh `extra`, each between 0 and 1.
+
+    Raises `InputError` for an `extra` that is negative or not finite, `ConfigError` for a cost that is not
+    above 0 or a share outside (0, 1).
 
     Example:
         >>> from odn_hybrid.stopping import geometric_depth, separated_depth

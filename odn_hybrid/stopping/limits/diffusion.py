@@ -40,6 +40,15 @@ class DiffusionEstimate:
             deviations: 0 for a diffusion, else the score does not say all that its past does.
         excess: (K - 1,) excess kurtosis of what a segment adds beyond the drift: 0 for a thin layer of a
             diffusion, large where scores jump.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import estimate_diffusion, solve_stopping
+        >>> added = np.random.default_rng(0).normal(0.5, 0.2, size=(4000, 4))
+        >>> scores = np.cumsum(added, axis=1)
+        >>> found = estimate_diffusion(scores, [1.0, 2.0, 3.0, 4.0], losses=scores < 1.0)
+        >>> solve_stopping(found.problem(price=0.05), found.depths).stop.shape  # 4 exits, 81 scores
+        (4, 81)
     """
 
     depths: Floats
@@ -110,6 +119,14 @@ def estimate_diffusion(
 
     Raises `InputError` for arrays that do not fit or are not finite and for segments with fewer than `least`
     inputs anywhere, `ConfigError` for bandwidths out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import estimate_diffusion
+        >>> added = np.random.default_rng(0).normal(0.5, 0.2, size=(4000, 4))  # by each of four segments
+        >>> found = estimate_diffusion(np.cumsum(added, axis=1), [1.0, 2.0, 3.0, 4.0])
+        >>> round(float(found.drift.mean()), 2), round(float(found.diffusion.mean()), 2)
+        (0.45, 0.2)
     """
     seen, paid, lost = _checked(scores, costs, losses)
     at = _grid(seen, grid)

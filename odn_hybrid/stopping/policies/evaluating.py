@@ -24,6 +24,9 @@ Exits = NDArray[np.int64]
 def outcomes(members: Sequence[Member], logits: ArrayLike) -> tuple[Exits, Exits]:
     """Where inputs stop and which exit answers, (m, n) each, for m policies and logits (n, K, C).
 
+    `members`: the policies, e.g. of `policy_path`. Raises `InputError` for logits that are not of as many
+    exits as the policies.
+
     Example:
         >>> import numpy as np
         >>> from odn_hybrid.stopping import outcomes, policy_path
@@ -70,6 +73,9 @@ def held_out_path(
     as they are; of those that are regressed (`FITTED`), each input is decided by policies fitted on the other
     four fifths, for else a policy's loss on its own inputs looks better than it is. The folds depend on the
     inputs' logits, not on their order.
+
+    `family`, `logits`, `labels`, `costs`, `calibration`, `recall`, `count`: see `policy_path`; `InputError`
+    and `ConfigError` as there.
 
     Example:
         >>> import numpy as np
@@ -172,6 +178,9 @@ def curve(
 
     One row per different point: `setting`, `mean_cost` (unit of `costs`), `share` of the last exit's cost,
     and `accuracy` {value, n, low, high} with Wilson's 95 % interval.
+
+    `path`: policies, e.g. of `policy_path`; `logits` (n, K, C), `labels` (n,), `costs` (K,) cumulative.
+    Raises `InputError` for arrays that do not fit.
 
     Example:
         >>> import numpy as np

@@ -121,7 +121,9 @@ def policy_path(
 
     Example:
         >>> import numpy as np
-        >>> from odn_hybrid.stopping import policy_path
+        >>> from odn_hybrid.stopping import FAMILIES, policy_path
+        >>> "confidence" in FAMILIES
+        True
         >>> logits = np.random.default_rng(0).normal(size=(200, 3, 5))
         >>> path = policy_path("confidence", logits, logits[:, 2].argmax(1), [1.0, 2.0, 3.0], count=8)
         >>> len(path), path[0].family
@@ -248,6 +250,9 @@ def _solved(
 
 def oracle(logits: ArrayLike, labels: ArrayLike, costs: ArrayLike, *, price: float) -> NDArray[np.int64]:
     """Hindsight: the exit of smallest loss plus price, knowing the label, (n,) from 1; for reports only.
+
+    `logits` (n, K, C), `labels` (n,), `costs` (K,) cumulative and never falling; `price`: loss that the cost
+    of the whole network is worth. Raises `InputError` for arrays that do not fit.
 
     Example:
         >>> import numpy as np

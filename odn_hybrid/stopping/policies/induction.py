@@ -74,7 +74,8 @@ def backward_induction(
         caution: standard errors by which stopping must save more than nothing ("crossing"): 1 for losses that
             are right or wrong, 0 for expected losses, which hold no such noise.
 
-    Raises `InputError` for arrays that do not fit or are not finite, `ConfigError` for another `shape`.
+    Raises `InputError` for arrays that do not fit or are not finite, `ConfigError` for another `shape`
+    or a negative price.
 
     Example:
         >>> import numpy as np
@@ -99,10 +100,12 @@ def one_step_ahead(
     least: int = 20,
     caution: float = 1.0,
 ) -> Induction:
-    """Stop where stopping is no worse than stopping at the next exit; arguments as `backward_induction`.
+    """Stop where stopping is no worse than stopping at the next exit.
 
-    Optimal in the monotone case (Chow, Robbins and Siegmund 1971): where it once calls for stopping it always
-    would. Else it stops too early, at a plateau before a late gain.
+    `losses`, `scores`, `costs`, `price`, `groups`, `shape`, `least`, `caution`: see `backward_induction`;
+    `InputError` and `ConfigError` as there. Optimal in the monotone case (Chow, Robbins and Siegmund 1971):
+    where it once calls for stopping it always would. Else it stops too early, at a plateau before a late
+    gain.
 
     Example:
         >>> import numpy as np

@@ -30,6 +30,16 @@ class Seen:
         said: the latest exit's answer.
         streak: exits in a row that gave it; None where the table doesn't ask.
         score: readiness to stop.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import Calibration, HaltingTable, Looker
+        >>> table = HaltingTable.of_thresholds([0.9, 0.9], Calibration.of_temperatures([1.0, 1.0]))
+        >>> stops, seen = Looker(table).look(1, np.float32([[4.0, 0.0], [0.0, 1.0]]), None)
+        >>> seen.said.tolist(), seen.confidence.round(3).tolist()
+        ([0, 1], [0.982, 0.731])
+        >>> seen.select(np.flatnonzero(~stops)).said.tolist()  # of those that go on
+        [1]
     """
 
     logits: NDArray[np.float32]
@@ -80,7 +90,18 @@ class Seen:
 
 
 class One(NamedTuple):
-    """What is remembered of a single input: `Seen` in plain numbers, which are quicker to work with."""
+    """What is remembered of a single input: `Seen` in plain numbers, which are quicker to work with.
+
+    `logits` (classes,), `confidence`, `exit`, `said`, `streak` and `score` mean what they mean there.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import Calibration, HaltingTable, Looker
+        >>> table = HaltingTable.of_thresholds([0.9, 0.9], Calibration.of_temperatures([1.0, 1.0]))
+        >>> stops, one = Looker(table).look_one(1, np.float32([4.0, 0.0]), None)
+        >>> stops, one.said, round(one.confidence, 3)
+        (True, 0, 0.982)
+    """
 
     logits: NDArray[np.float32]
     confidence: float
@@ -91,7 +112,22 @@ class One(NamedTuple):
 
 
 class Looker:
-    """Looks at one exit after another, at all that the table needs, and says which inputs stop there."""
+    """Looks at one exit after another, at all that the `table` needs, and says which inputs stop there.
+
+    It decides as `table.decide` does, but needs no input's later exits. Arrays are taken as they are, without
+    checks: what calls it has checked the images.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import Calibration, HaltingTable, Looker
+        >>> looker = Looker(HaltingTable.of_thresholds([0.9, 0.9], Calibration.of_temperatures([1.0, 1.0])))
+        >>> stops, seen = looker.look(1, np.float32([[4.0, 0.0], [0.0, 1.0]]), None)  # two inputs at exit 1
+        >>> stops.tolist()
+        [True, False]
+        >>> left = seen.select(np.flatnonzero(~stops))
+        >>> looker.look(2, np.float32([[2.0, 0.0]]), left)[0].tolist()  # the other one at exit 2, the last
+        [True]
+    """
 
     def __init__(self, table: HaltingTable) -> None:
         self.table = table

@@ -140,7 +140,8 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
     """Mean gap between confidence and accuracy over `bins` equal-width bins of confidence, in [0, 1].
 
     `probabilities` (n, C) with rows that sum to 1, `labels` (n,). Naeini et al. 2015, as in arXiv 1706.04599.
-    A figure to look at, biased upwards for small n (see `ece_interval`); nothing is promised from it.
+    A figure to look at, biased upwards for small n (see `ece_interval`); nothing is promised from it. Raises
+    `InputError` for arrays that do not fit, `ConfigError` for a number of bins below 1.
 
     Example:
         >>> from odn_hybrid.stopping import expected_calibration_error
@@ -168,7 +169,10 @@ def ece_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> CalibrationError:
-    """The expected calibration error with its bias and an interval; arguments as `reliability_curve`.
+    """The expected calibration error with its bias and an interval.
+
+    `confidence`, `right`, `bins`, `binning`: see `reliability_curve`; `InputError` and `ConfigError` as
+    there. `level`: of the interval. `resamples`: draws of each bin's noise.
 
     What is estimated: E = sum_j w_j |g_j|, where w_j is the share of inputs in bin j and g_j the gap between
     the probability of a right answer and the confidence there, given these inputs' confidences. A bin's

@@ -20,10 +20,13 @@ SCORES = ("confidence", "margin", "entropy", "streak")
 def readiness(logits: ArrayLike, score: str, calibration: Calibration) -> NDArray[np.float64]:
     """Scores (n, K) of logits (n, K, C).
 
-    Raises `ConfigError` for an unknown score and `InputError` for arrays that do not fit.
+    `score`: one of `SCORES`. `calibration`: of the K exits, see `fit_calibration`. Raises `ConfigError` for
+    an unknown score and `InputError` for arrays that do not fit.
 
     Example:
-        >>> from odn_hybrid.stopping import Calibration, readiness
+        >>> from odn_hybrid.stopping import SCORES, Calibration, readiness
+        >>> SCORES
+        ('confidence', 'margin', 'entropy', 'streak')
         >>> logits = [[[1.0, 0.0], [3.0, 0.0]]]  # one image, two exits, two classes
         >>> readiness(logits, "confidence", Calibration.of_temperatures([1.0, 1.0])).round(3).tolist()
         [[0.731, 0.953]]

@@ -40,6 +40,9 @@ class HaltingTable:
         recall: None, or a handicap per exit: the answer so far is kept, and looked at, where it is more
             confident than the exit's by at least that; see `recall.py`.
 
+    Raises `ConfigError` for a score that does not exist, `InputError` for rows, handicaps or logits of
+    another number of exits than the calibration's.
+
     Example:
         >>> import numpy as np
         >>> from odn_hybrid.stopping import Calibration, HaltingTable
@@ -192,10 +195,10 @@ class HaltingTable:
         """Stop at the first exit whose score reaches its own threshold; `NEVER` is never reached.
 
         Example:
-            >>> from odn_hybrid.stopping import Calibration, HaltingTable
-            >>> table = HaltingTable.of_thresholds([0.9, 0.9], Calibration.of_temperatures([1.0, 1.0]))
-            >>> len(table), table.score
-            (2, 'confidence')
+            >>> from odn_hybrid.stopping import NEVER, Calibration, HaltingTable
+            >>> table = HaltingTable.of_thresholds([NEVER, 0.9], Calibration.of_temperatures([1.0, 1.0]))
+            >>> table.decide([[[9.0, 0.0], [9.0, 0.0]]])[0].tolist()  # however sure exit 1 is
+            [2]
         """
         rows = tuple((((float(t),), (False, True)),) * 2 for t in thresholds)
         return cls(score, calibration, rows, recall)

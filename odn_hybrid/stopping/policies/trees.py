@@ -60,6 +60,15 @@ class TreeInduction:
         trees: per exit but the last, regressors of what stopping costs more than going on; all vote in
             `decide`.
         shape: exits K and features F that `decide` takes.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import tree_induction
+        >>> losses = np.array([[0.0, 0.0], [1.0, 0.0]] * 200)  # half of the inputs gain by going on
+        >>> features = (1 - losses)[:, :, None]  # one feature, which says which half
+        >>> found = tree_induction(losses, features, [1.0, 2.0], price=0.1, folds=2)
+        >>> found.decide([[[1.0], [1.0]], [[0.0], [1.0]]]).tolist()
+        [1, 2]
     """
 
     value: float
@@ -91,8 +100,15 @@ class TreeInduction:
 def exit_features(logits: ArrayLike, calibration: Calibration) -> Floats:
     """What each exit says, as `FEATURES` names it: logits (n, K, C) -> (n, K, 5).
 
-    Confidence, margin and entropy are those of the calibrated probabilities (`SCORES`); agreement with the
-    exit before and the streak are those of the answers, which are the raw logits'.
+    Confidence, margin and entropy are those of the calibrated probabilities (`SCORES`, `calibration` of the K
+    exits); agreement with the exit before and the streak are those of the answers, which are the raw logits'.
+    Raises `InputError` for logits that do not fit.
+
+    Example:
+        >>> from odn_hybrid.stopping import Calibration, exit_features
+        >>> logits = [[[1.0, 0.0], [3.0, 0.0]]]  # one image, two exits, two classes
+        >>> exit_features(logits, Calibration.of_temperatures([1.0, 1.0])).round(2)[0, :, [0, 4]].tolist()
+        [[0.73, 0.95], [1.0, 2.0]]
     """
     table = as_logits(logits, 3)
     scores = [readiness(table, score, calibration) for score in FEATURES[:3]]
@@ -132,6 +148,14 @@ def tree_induction(
         seed: of the folds.
 
     Runs on one thread. Raises `InputError` for arrays that do not fit, `ConfigError` for other settings.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import tree_induction
+        >>> losses = np.array([[0.0, 0.0], [1.0, 0.0]] * 200)  # half of the inputs gain by going on
+        >>> features = (1 - losses)[:, :, None]  # one feature, which says which half
+        >>> tree_induction(losses, features, [1.0, 2.0], price=0.1, folds=2).taken[:4].tolist()
+        [1, 2, 1, 2]
     """
     seen, total = _checked(losses, features, costs, price, folds, seed)
     n, exits = total.shape

@@ -30,7 +30,8 @@ class BoundedCertificate:
     confidence 1 - delta, in the units of the loss, whose range is `low` to `high`. `n`, `difference`: the
     evidence, images and the mean difference seen; `digest`: SHA-256 of the sorted differences, which fixes
     the order of the test too. `p_value`, `upper_bound`: of the betting test; `certified` is
-    `upper_bound <= drop`. The other fields are `Certificate`'s.
+    `upper_bound <= drop`. `needed_n`, `reference`, `data`, `statement`, `measure`, `method`: as in
+    `Certificate`.
 
     Example:
         >>> import numpy as np
@@ -107,11 +108,11 @@ def certify_bounded(
     """Test the promise "the mean loss rises by at most `drop`" at level `delta` on paired losses.
 
     `losses_reference`, `losses_policy`: (n,), the same images in the same order, every loss from `low` to
-    `high` by its nature (a range read off the data is no range); smaller is better. Brier score: 0 to 2.
-    For i.i.d. images, a rise above `drop` is certified with probability at most `delta`, whatever the
+    `high` by its nature (a range read off the data is no range); smaller is better. Brier score: 0 to 2. For
+    i.i.d. images, a rise above `drop` is certified with probability at most `delta`, whatever the
     distribution; the order of the images does not matter. For losses that are 0 or 1 use `certify_paired`,
-    which has more power. Raises `InputError` for losses that do not fit and `ConfigError` for numbers out
-    of range.
+    which has more power. `measure`, `reference`, `data`: words for the statement. Raises `InputError` for
+    losses that do not fit and `ConfigError` for numbers out of range.
 
     Example:
         >>> import numpy as np
@@ -157,7 +158,16 @@ def certify(
 
 
 def read_certificate(values: Any) -> Certificate | BoundedCertificate:
-    """Read either kind's `to_dict`, by its `method`; raises `CertificateError` for anything else."""
+    """Read either kind's `to_dict`, given as `values`; raises `CertificateError` for anything else.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_paired, read_certificate
+        >>> right = np.ones(1000, dtype=bool)
+        >>> told = certify_paired(right, right, drop=0.01, delta=0.05)
+        >>> read_certificate(told.to_dict()) == told
+        True
+    """
     if isinstance(values, dict) and values.get("method") == BETTING:
         return BoundedCertificate.from_dict(values)
     return Certificate.from_dict(values)

@@ -113,7 +113,7 @@ def certify_paired(
 
     `correct_reference`, `correct_policy`: (n,) bool, the same images in the same order, used for nothing
     that the policy, the reference or `drop` depends on. `measure` names what "correct" means, such as
-    "top-5 accuracy". Exact for every n and all rates: for i.i.d. images,
+    "top-5 accuracy"; `data` names the images. Exact for every n and all rates: for i.i.d. images,
     a drop above `drop` is certified with probability at most `delta`. Method and proof:
     theory/certificate.md. Raises `InputError` for arrays that are not paired booleans and `ConfigError` for
     `drop` or `delta` out of range.

@@ -24,11 +24,20 @@ __all__ = ["GroupPromise", "GroupsCertificate", "certify_groups"]
 class GroupPromise:
     """One group's part.
 
-    `certificate`: the group tested by itself at delta over the number of groups, None for a group without
-    images. `p_value`: of "the drop exceeds the promise". `certified`: whether Holm's procedure over all
-    groups certifies it. `upper_bound`: valid for all groups at once: the promise itself where earned
-    (less only if all groups earned it), else the bound at delta over the number of groups. `too_small`: even
-    with no answer changed so few images could not earn it. `needed_n`: images of this group that about would.
+    `name`, `n`: the group and its images. `certificate`: the group tested by itself at delta over the number
+    of groups, None for a group without images. `p_value`: of "the drop exceeds the promise". `certified`:
+    whether Holm's procedure over all groups certifies it. `upper_bound`: valid for all groups at once: the
+    promise itself where earned (less only if all groups earned it), else the bound at delta over the number
+    of groups. `too_small`: even with no answer changed so few images could not earn it. `needed_n`: images of
+    this group that about would.
+
+    Example:
+        >>> import numpy as np
+        >>> from odn_hybrid.stopping import certify_groups
+        >>> right = np.ones(1000, dtype=bool)
+        >>> small = certify_groups(right, right, np.arange(1000) < 50, drop=0.01, delta=0.05).groups[1]
+        >>> small.name, small.n, small.certified, small.too_small
+        ('True', 50, False, True)
     """
 
     name: str
@@ -45,7 +54,8 @@ class GroupPromise:
 class GroupsCertificate:
     """Promises that hold for all groups named as certified, together, with confidence 1 - delta.
 
-    `certified`: every group earned it. `groups` in the caller's order.
+    `drop`, `delta`: of each promise, and of all together. `certified`: every group earned it. `groups` in the
+    caller's order. `statement`: all of it in one line.
 
     Example:
         >>> import numpy as np
@@ -114,8 +124,10 @@ def certify_groups(
     (n,), a whole number or a string per image, known for an image before its label's answers are compared:
     the exit it halts at, its class, its camera. `names`: the groups promised, fixed beforehand; by default
     those that occur. Holm's procedure on the groups' p-values: of the groups called certified, with
-    probability at least 1 - delta none exceeds the drop, under any dependence (theory/certificate.md). Raises
-    as `certify_paired` and `certify_bounded` do.
+    probability at least 1 - delta none exceeds the drop, under any dependence (theory/certificate.md).
+    `words`: `reference`, `data`, `measure`, of the statement, and `low`, `high` for losses. Raises
+    `InputError` and `ConfigError` as `certify_paired` and `certify_bounded` do, and `InputError` for groups
+    that do not fit; a promise that is not earned raises nothing (`require` raises `CertificateError`).
 
     Example:
         >>> import numpy as np

@@ -43,9 +43,10 @@ def clopper_pearson(
 ) -> tuple[float, float]:
     """Clopper and Pearson's exact interval (1934) for a proportion, as fractions `(low, high)`.
 
-    Coverage is at least `level` for every proportion and every `n`. `side="upper"` gives `(0, high)` and
-    `side="lower"` gives `(low, 1)`, each one-sided bound holding with probability `level` by itself.
-    `InputError` for impossible counts, `ConfigError` for `level` outside (0, 1) or an unknown `side`.
+    `successes` of `n` trials. Coverage is at least `level` for every proportion and every `n`. `side="upper"`
+    gives `(0, high)` and `side="lower"` gives `(low, 1)`, each one-sided bound holding with probability
+    `level` by itself. `InputError` for impossible counts, `ConfigError` for `level` outside (0, 1) or an
+    unknown `side`.
 
     Example:
         >>> from odn_hybrid.stopping import clopper_pearson

@@ -14,7 +14,7 @@ BRIER_RANGE = (0.0, 2.0)  # smallest and largest Brier score of one image, as `b
 
 
 def top_k_correct(logits: ArrayLike, labels: ArrayLike, k: int) -> NDArray[np.bool_]:
-    """Whether the label is among the `k` largest logits, (n, C) and (n,) -> (n,) bool.
+    """Whether the label is among the `k` largest logits: `logits` (n, C), `labels` (n,) -> (n,) bool.
 
     A tie counts against the label: it is in only if fewer than `k` other classes have a logit at least as
     large. Raises `InputError` for arrays that do not fit and `ConfigError` unless 1 <= k <= C.
@@ -34,14 +34,17 @@ def top_k_correct(logits: ArrayLike, labels: ArrayLike, k: int) -> NDArray[np.bo
 
 
 def brier_scores(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    """Brier score of every image, (n, C) and (n,) -> (n,): sum over classes of (softmax - one-hot)^2.
+    """Brier score of every image (Brier 1950): sum over classes of (softmax - one-hot)^2.
 
-    It lies in [0, 2], `BRIER_RANGE`. Raises `InputError` for arrays that do not fit.
+    `logits` (n, C), `labels` (n,) -> (n,), each in [0, 2], `BRIER_RANGE`. Raises `InputError` for arrays that
+    do not fit.
 
     Example:
-        >>> from odn_hybrid.stopping import brier_scores
+        >>> from odn_hybrid.stopping import BRIER_RANGE, brier_scores
         >>> brier_scores([[0.0, 0.0], [9.0, -9.0]], [0, 1]).round(3).tolist()
         [0.5, 2.0]
+        >>> BRIER_RANGE
+        (0.0, 2.0)
     """
     scores = as_logits(logits, 2)
     n, classes = scores.shape

@@ -28,9 +28,10 @@ __all__ = ["Choice", "choose_depth", "look_level"]
 class Choice:
     """The exit chosen at one look, and why.
 
-    `exit`, `reference`: numbered 1..K. `level`: what this look may spend. `p_values`, `bounds`: per exit, the
-    p-value of "the drop exceeds the tolerance" and the exact upper 1 - level confidence bound on the drop (a
-    fraction); None for exits not reached by the sequence, untrained, or the reference itself.
+    `exit`, `reference`: numbered 1..K. `reason`: in words. `look`: which this was, from 1. `level`: what it
+    may spend. `p_values`, `bounds`: per exit, the p-value of "the drop exceeds the tolerance" and the exact
+    upper 1 - level confidence bound on the drop (a fraction); None for exits not reached by the sequence,
+    untrained, or the reference itself.
 
     Example:
         >>> import numpy as np
@@ -55,6 +56,9 @@ class Choice:
 
 def look_level(delta: float, look: int) -> float:
     """What look number `look` (from 1) may spend of `delta`: delta * 6 / (pi^2 look^2).
+
+    Over all looks that comes to `delta` (sum of 1 / k^2 is pi^2 / 6). Raises `ConfigError` for another `look`
+    or a `delta` outside (0, 1).
 
     Example:
         >>> from odn_hybrid.stopping import look_level

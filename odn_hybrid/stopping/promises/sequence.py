@@ -33,8 +33,9 @@ class SequenceCertificate:
     `order`: the candidates' indices from strict to loose, as handed in. `tested`: the certificates of the
     first of them up to the first failure, each by itself. `chosen`: index of the loosest certified one, None
     if the first failed. `upper_bound`: what may be claimed of the chosen one's drop after such a choice: the
-    promise, or the largest bound of all if every candidate passed; the first one's bound if none did. The
-    other fields are `Certificate`'s, about the first candidate where none passed.
+    promise, or the largest bound of all if every candidate passed; the first one's bound if none did. `drop`,
+    `delta`, `certified`, `needed_n`, `reference`, `data`, `statement`, `method`: as in `Certificate`, about
+    the first candidate where none passed.
 
     Example:
         >>> import numpy as np
@@ -103,7 +104,9 @@ def certify_sequence(
     their range `low` to `high`. `order`: indices of candidates from strict to loose, at most m of them, from
     `order_candidates` on the calibration split; by default 0 to m - 1. If neither candidates nor order depend
     on these images, a candidate whose drop exceeds the promise is chosen with probability at most `delta`.
-    Raises as `certify_paired` and `certify_bounded` do, and `InputError` for an order that does not fit.
+    `words`: `reference`, `data`, `measure`, of the statement. Raises `InputError` and `ConfigError` as
+    `certify_paired` and `certify_bounded` do, and `InputError` for an order that does not fit; a promise that
+    is not earned raises nothing (`require` raises `CertificateError`).
 
     Example:
         >>> import numpy as np
@@ -146,6 +149,8 @@ def order_candidates(
     loosest candidate up to which, from the dearest on, all are predicted to pass with `sure` or more; with
     the likeliest of all if even the dearest is not. From there at most `steps` candidates, evenly spread over
     the cheaper ones. Stricter candidates than the start are left out: each could only fail and end the walk.
+    `drop`, `delta`, `low`, `high`: of the promise, as in `certify_sequence`. Raises `InputError` for arrays
+    that do not fit, `ConfigError` for numbers out of range.
 
     Example:
         >>> import numpy as np
@@ -190,6 +195,9 @@ def predicted_power(
     lost: NDArray[np.float64], moved: NDArray[np.float64], n: int, size: int, drop: float, delta: float
 ) -> NDArray[np.float64]:
     """Chance (m,) that `size` images certify, from mean and mean square of `n` calibration differences.
+
+    `lost`, `moved`: (m,) that mean and that mean square. `drop`, `delta`: of the promise, in units of a range
+    of 1. A normal approximation with the uncertainty of both samples: a guide to order, it enters no promise.
 
     Example:
         >>> import numpy as np

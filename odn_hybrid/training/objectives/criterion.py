@@ -27,6 +27,7 @@ class ExitCriterion(nn.Module):
     Example:
         >>> import timm, torch, odn_hybrid as odn
         >>> from timm.task import ClassificationTask
+        >>> from odn_hybrid.training.objectives.criterion import ExitCriterion
         >>> network = odn.MultiExit(odn.Trunk(timm.create_model("resnet18", num_classes=10), image_size=32))
         >>> task = ClassificationTask(network, ExitCriterion(network, "distill"), verbose=False)
         >>> task(torch.rand(2, 3, 32, 32), torch.tensor([3, 7]))["loss"].backward()
