@@ -24,6 +24,7 @@ import odn_hybrid as odn
 from odn_hybrid.config import FitConfig, from_dict
 from odn_hybrid.deploy.promising.dynamic import evaluate_policy, make_dynamic
 from odn_hybrid.deploy.promising.promise import promise_of
+from odn_hybrid.report.html.stopping_images import early_and_late
 from odn_hybrid.run import Run
 from odn_hybrid.stopping import Member, choose_depth, fit_calibration, outcomes, policy_path, wilson
 
@@ -90,8 +91,7 @@ def stops(run: Run) -> dict[str, Any]:
     policy, record = shown_policy(run), run.parts.records["test"]
     (taken,), (answered,) = outcomes([policy], record.logits[:, : len(policy.table)])
     answers = record.logits[np.arange(len(taken)), answered - 1].argmax(1)
-    order = np.argsort(taken, kind="stable")
-    late = np.argsort(-taken, kind="stable")
+    early, late = early_and_late(taken, PICTURES)
     images = run.data.splits["test"].indices if run.data is not None else None
 
     def told(row: int) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def stops(run: Run) -> dict[str, Any]:
     classes = np.unique(record.labels)
     return {
         "policy": {"family": policy.family, "setting": policy.setting},
-        "early": [told(row) for row in order[:PICTURES]],
-        "late": [told(row) for row in late[:PICTURES]],
+        "early": [told(row) for row in early],
+        "late": [told(row) for row in late],
         "mean_exit_by_class": [float(taken[record.labels == label].mean()) for label in classes],
         "images_by_class": [int((record.labels == label).sum()) for label in classes],
     }

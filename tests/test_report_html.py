@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browsing import Watched, chromium, serious_faults
+from hypothesis import given
+from hypothesis import strategies as st
 
 from odn_hybrid.errors import ConfigError, RunDirError, StorageError
 from odn_hybrid.fitting import fit
 from odn_hybrid.report import explain
 from odn_hybrid.report.html import write_page
+from odn_hybrid.report.html.stopping_images import early_and_late
 from odn_hybrid.rundir import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,3 +199,16 @@ def test_it_opens_from_disk_in_a_browser(pages, runs, tmp_path):
                 assert watched.complaints == []
                 assert watched.outside(path.as_uri()) == []
                 watched.context.close()
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(1, 6))
+def test_each_late_picture_stops_deeper_than_each_early_one(exits: list[int], most: int) -> None:
+    taken = np.array(exits)
+    early, late = early_and_late(taken, most)
+    assert len(early) <= most and len(late) <= most
+    assert all(taken[one] < taken[other] for one in early for other in late)
+    if len(set(exits)) > 1:
+        assert len(early) and taken[early].min() == min(exits)
+        assert all(taken[early].max() <= taken[row] for row in set(range(len(exits))) - set(early.tolist()))
+    else:
+        assert not len(early) and not len(late)

@@ -65,7 +65,7 @@ def _read(folder: Path, name: str, most: int) -> bytes:
     path = folder / name
     try:
         # A link may stay inside; a pipe or a device is no file.
-        inside = path.resolve(strict=True).is_relative_to(folder) and path.is_file()
+        inside = path.resolve(strict=True).is_relative_to(folder.resolve()) and path.is_file()
         if not inside:
             raise ExportError(f"{path} is a link out of the folder or not a file: copy the file itself there")
         size = path.stat().st_size

@@ -193,6 +193,12 @@ def test_a_folder_in_use_and_an_unknown_format(exported: Path, tmp_path: Path) -
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_named_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(export_halting(exporting.model(), Path("mine"))).manifest.graphs
+    assert (tmp_path / "mine" / "manifest.json").is_file()
+
+
 def test_an_export_that_answers_otherwise_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"not exported: logits differ by .* allowed are 1e-12"):
         export_halting(exporting.model(), tmp_path / "strict", tolerance=1e-12)

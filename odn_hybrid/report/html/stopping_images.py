@@ -17,7 +17,7 @@ from odn_hybrid.report.wording import Data as Report
 from odn_hybrid.rundir import RunDir
 from odn_hybrid.stopping import Member, outcomes
 
-__all__ = ["Missing", "Shown", "shown_images"]
+__all__ = ["Missing", "Shown", "early_and_late", "shown_images"]
 
 COUNT = 8  # of each kind
 LARGEST = 160  # pixels of a side
@@ -54,16 +54,26 @@ def shown_images(rundir: RunDir, report: Report, data: Any = None) -> tuple[list
         found = _data(rundir, data)
         if len(found.splits["test"]) != len(taken):
             raise Missing("The recorded outputs are not of this test split.")
-        early = np.argsort(taken, kind="stable")[:COUNT]
-        late = np.argsort(-taken, kind="stable")[:COUNT]
         return tuple(  # type: ignore[return-value]
             [_shown(found, int(row), int(taken[row]), int(labels[row]), int(answers[row])) for row in rows]
-            for rows in (early, late)
+            for rows in early_and_late(taken, COUNT)
         )
     except OdnError as error:
         raise Missing(f"The pictures are missing: {error}.") from None
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise Missing(f"The pictures are missing: the run's files do not fit together ({error}).") from None
+
+
+def early_and_late(taken: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that stop earliest and latest, up to `most` of each, in their order where they stop alike.
+
+    Each late one stops deeper than each early one: where few do, few are given, and none of either where all
+    inputs stop at one exit. `taken` (n,) are exits.
+    """
+    early = np.argsort(taken, kind="stable")[:most]
+    early = early[taken[early] < taken.max()]
+    late = np.argsort(-taken, kind="stable")[:most]
+    return early, late[taken[late] > taken[early].max(initial=taken.min())]
 
 
 def _stops(rundir: RunDir, report: Report) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
