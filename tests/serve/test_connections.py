@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -341,12 +342,46 @@ def test_requests_before_what_is_no_http_are_answered(server: Running) -> None:
     assert said.count(b"HTTP/1.1 ") == said.count(b"HTTP/1.1 200 OK") == 2
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
+        GET + b"a: b\r\n" * 1000,
+        GET + b"a: b\r\n" * 1000 + b"\r\n",
+    ],
+)
+@pytest.mark.parametrize("before", [1, 2])
+def test_requests_before_one_that_is_refused_are_answered(server: Running, bad: bytes, before: int) -> None:
+    with client(server) as connection:
+        connection.sendall((GET + b"\r\n") * before + bad)
+        said = everything(connection)
+    assert said.count(b"HTTP/1.1 200 OK") == before
+    assert said.count(b"HTTP/1.1 ") <= before + 1  # and perhaps why the last one was refused
+
+
+def test_a_slow_client_gets_its_whole_answer_though_what_follows_is_no_http(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("odn_hybrid.serve.running.connections.LINGER", 0.01)
+    with running(replace(SMALL, body_seconds=20)) as server, client(server) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
+        said = connection.recv(1000)
+        connection.sendall(b"hello\r\n\r\n")
+        held = server.server.server_state.connections
+        until = time.monotonic() + 20
+        while any(not one.transport.is_closing() for one in list(held)):  # what was refused is over
+            assert time.monotonic() < until
+        said += everything(connection)
+    assert status(said) == 200 and said.count(b"x") >= 8 << 20
+
+
 def test_refusals_bear_the_id_of_the_request(server: Running) -> None:
     mine = GET + b"X-Request-Id: mine-1\r\n"
     for data in (
         mine + b"a: b\r\n" * 1000,
         mine + b"content-length: 100\r\n\r\nhello",
         mine + b"a: b\r\nbad header\r\n",
+        mine + b"a: b\r\n" * 1000 + b"\r\n",
     ):
         with client(server) as connection:
             connection.sendall(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -163,6 +164,20 @@ def test_replicas_do_not_share_a_log_file(tmp_path: Path, locks: list[int]) -> N
     assert apart.own_log(ServeSettings()) == ServeSettings()
     with pytest.raises(StorageError, match="cannot be written"):
         apart.own_log(ServeSettings(log_file=tmp_path / "nowhere" / "server.log"))
+
+
+def test_where_files_cannot_be_locked_the_process_gives_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: list[int]
+) -> None:
+    import fcntl
+
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    file = apart.own_log(ServeSettings(log_file=tmp_path / "server.log")).log_file
+    assert file is not None and file.name == f"server.replica-{os.getpid()}.log"
+    assert len(list(tmp_path.iterdir())) <= 1 and not locks
 
 
 class Idle:

@@ -146,14 +146,14 @@ def test_a_file_that_cannot_be_put_aside_grows_until_it_can(
     monkeypatch.setattr(logs_module, "FILE_BYTES", 1000)
     monkeypatch.setattr(logs_module, "FILES", 2)
     monkeypatch.setattr(logs_module, "AGAIN", 0.0)
-    rename, allowed = os.rename, [False]
+    rename, allowed = os.replace, [False]
 
     def renamed(source: Any, target: Any) -> None:
         if not allowed[0]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(os, "replace", renamed)
     older = file.with_name("server.log.1")
     older.write_text("older\n")
     with configure_logging(ServeSettings(log_file=file)) as logs:
@@ -177,23 +177,45 @@ def test_a_file_that_cannot_be_put_aside_grows_until_it_can(
     )
 
 
+@pytest.mark.parametrize("where", ["opening", "numbering"])
 def test_older_files_are_kept_where_putting_aside_fails_halfway(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr(logs_module, "FILE_BYTES", 1000)
-    rename = os.rename
+    monkeypatch.setattr(logs_module, "FILES", 3)
+    monkeypatch.setattr(logs_module, "AGAIN", 0.0)
+    for number in (1, 2, 3):
+        file.with_name(f"server.log.{number}").write_text(f"older {number}\n")
+    move, start = os.replace, logging.FileHandler._open
+    broken = False
 
-    def renamed(source: Any, target: Any) -> None:
-        if str(target).endswith("server.log.1"):
+    def moved(source: Any, target: Any) -> None:
+        if broken and where == "numbering" and str(target).endswith("server.log.1"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        rename(source, target)
+        move(source, target)
 
-    monkeypatch.setattr(os, "rename", renamed)
+    def opened(handler: Any) -> Any:
+        if broken and where == "opening" and not file.exists():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return start(handler)
+
+    monkeypatch.setattr(os, "replace", moved)
+    monkeypatch.setattr(logging.FileHandler, "_open", opened)
     with configure_logging(ServeSettings(log_file=file)) as logs:
-        for number in range(50):
+        broken = True
+        for number in range(50):  # many times as much as a file is to hold
             say(log, "request", number=number)
-    assert [line["number"] for line in lines_of(file.read_text())] == list(range(50)) and not logs.lost
-    assert list(file.parent.iterdir()) == [file]
+        drained(logs)
+        texts = [path.read_text() for path in sorted(file.parent.iterdir())]
+        assert sum(text.startswith("older") for text in texts) >= 2  # one may have had to go
+        aside = file.with_name("server.log.0")
+        kept = (aside.read_text() if aside.exists() else "") + file.read_text()
+        assert [line["number"] for line in lines_of(kept)] == list(range(50))
+        broken = False
+        say(log, "request", number=50)
+        drained(logs)
+    assert not logs.lost and not aside.exists()
+    assert [line["number"] for line in lines_of(file.read_text())] == [50]
 
 
 def test_a_file_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def prepare(max_pixels: int) -> None:
     for name in ("ascii", "latin-1", "utf-8", "utf-16"):
         codecs.lookup(name)
     warnings.simplefilter("ignore")  # nobody reads them, and showing one would open a file
-    Image.MAX_IMAGE_PIXELS = max_pixels  # twice as many and PIL itself refuses, sooner than we can
+    # Twice as many and PIL itself refuses, sooner than we can; not the samples below.
+    Image.MAX_IMAGE_PIXELS = max(max_pixels, 64)
     for kind in IMAGE_FORMATS:  # what is imported only when it is used
         sample = io.BytesIO()
         Image.new("RGB", (8, 8)).save(sample, kind)

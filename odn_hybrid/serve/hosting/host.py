@@ -120,7 +120,8 @@ class Host:
         """Whether there is a model, the first ones have all been loaded, and the device thread runs."""
         with self._lock:
             self._was_ready = self._was_ready or (bool(self._models) and not self._loading)
-            return self._was_ready and bool(self._models) and self.engine.alive
+            runs = self.engine.alive and not self.engine.died
+            return self._was_ready and bool(self._models) and runs
 
     # --- requests -------------------------------------------------------------------------------------
 

@@ -45,9 +45,12 @@ def _free(path: Path) -> Path:
             ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # somebody else has it
+        except BlockingIOError:  # somebody else has it
             os.close(lock)
             continue
+        except OSError:  # a file system without locks
+            os.close(lock)
+            return _numbered(path, os.getpid())
         _LOCKS.append(lock)
         return mine
     raise StorageError(f"{MOST} replicas write logs beside {path}; choose another log file")

@@ -38,7 +38,8 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises where the device thread has ended: Ray then starts another replica."""
-        if not self.service.engine.alive:
+        engine = self.service.engine
+        if engine.died or not engine.alive:
             raise RuntimeError("the device thread has ended")
 
     async def __del__(self) -> None:

@@ -64,6 +64,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._raw = 0  # bytes of this phase, as they came
         self._parsed = 0  # bytes of headers understood
         self._too_large = self._refused = False
+        self._ends = False  # after the answers under way
         self._again = False  # the request is read again, without its wish for another protocol
 
     # --- a connection's life --------------------------------------------------------------------------
@@ -97,10 +98,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        while True:
+        pieces: list[bytes | memoryview] = [data]
+        while pieces:
+            piece = pieces.pop(0)
             try:
-                self.parser.feed_data(data)
-                return
+                self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
                 if self._too_large:
                     return
@@ -111,13 +113,19 @@ class LimitedProtocol(HttpToolsProtocol):
                 head = without_upgrade(self.parser.get_method(), self.url, version, self.headers)
                 self._again = False
                 self.parser = new_parser(self)
-                data = head + data[upgrade.args[0] :]
-            except httptools.HttpParserError:
-                if self._answering() and not self._own():
-                    self._close_after_answers()
-                else:
-                    self._refuse(HTTPStatus.BAD_REQUEST, "this is no HTTP request that can be read")
+                pieces[:0] = [head, memoryview(piece)[upgrade.args[0] :]]
+            except httptools.HttpParserError as error:
+                self._complain(error)
+                self._refuse(HTTPStatus.BAD_REQUEST, "this is no HTTP request that can be read")
                 return
+
+    @staticmethod
+    def _complain(error: httptools.HttpParserError) -> None:
+        """Say so where it is not the client's mistake."""
+        cause = error.__context__
+        clients = (httptools.HttpParserError, UnicodeError)
+        if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(cause, clients):
+            log.warning("a request could not be read by a mistake of the server", exc_info=cause)
 
     def _check_size(self) -> None:
         if self.transport.is_closing() or self._refused:
@@ -193,8 +201,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif self.due is None or now <= self.due:
             return
-        elif self._refused:
-            self.transport.abort()
+        elif self._refused:  # an answer before it may still be on its way to a slow client
+            if self.transport.get_write_buffer_size():
+                self.transport.close()
+            else:
+                self.transport.abort()
         elif self.flow.read_paused:  # we are the slow ones
             self._within(self.settings.header_seconds)
         elif self._phase is Phase.BETWEEN and not self._raw:
@@ -218,22 +229,35 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _close_after_answers(self) -> None:
         """Nothing more is read; the requests that came before it are answered."""
-        self._refused = True
+        self._refused = self._ends = True
         self.due = None
         if self._answering():
             self.cycle.keep_alive = False
         else:
             self.transport.close()
 
+    def on_response_complete(self) -> None:
+        """An answer has been given."""
+        last = not self.pipeline
+        super().on_response_complete()
+        if last and self._ends:
+            self.transport.close()
+
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         """Say why, if it is this request's turn, and give the client a moment to read it."""
         cycle, busy = self.cycle, self._answering()
         mine = self._own()  # else what is busy is a request before it
+        if busy and (self.pipeline or not mine) and not self.transport.is_closing():
+            if mine:
+                self.pipeline.popleft()  # it has not begun
+            say(log, "refused", id=request_id(()), status=status.value, why=text)
+            self._close_after_answers()
+            return
         if busy:
             cycle.disconnected = True  # for the application the client is gone
             cycle.waiting_for_100_continue = False  # nobody is asked for a body any more
             cycle.message_event.set()
-        if self.transport.is_closing() or (busy and (not mine or cycle.response_started)) or self.pipeline:
+        if self.transport.is_closing() or (busy and cycle.response_started):
             self.transport.abort()
             return
         if mine and not busy:  # it has its answer
@@ -244,7 +268,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         # The application may have given it an id already.
         known = cycle.scope["state"].get("request_id") if busy else None
-        known = known or request_id(() if self._phase is Phase.BETWEEN else self.headers)
+        known = known or request_id(
+            () if self._phase is Phase.BETWEEN and not self._too_large else self.headers
+        )
         say(log, "refused", id=known, status=status.value, why=text)
         body = json.dumps({"error": text}).encode()
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"

@@ -160,7 +160,7 @@ class _ToFile(RotatingFileHandler):
         return time.monotonic() >= self._again and bool(super().shouldRollover(record))
 
     def doRollover(self) -> None:
-        """Put the file aside; where that is not possible all files stay as they are."""
+        """Put the file aside; where that is not possible nothing is lost, and it is tried again later."""
         try:
             self._put_aside()
             self._grows = False
@@ -175,15 +175,27 @@ class _ToFile(RotatingFileHandler):
 
     def _put_aside(self) -> None:
         first, aside = self.baseFilename, f"{self.baseFilename}.0"
+        if os.path.exists(aside):  # put aside earlier, when the older ones could not move
+            self._number(aside)
         self._shut()
-        os.rename(first, aside)  # before the older ones move: these are not to be lost for nothing
+        os.replace(first, aside)
         try:
-            super().doRollover()
-            os.rename(aside, f"{first}.1")
+            self.stream = self._open()
         except OSError:
-            self._shut()
             os.replace(aside, first)
             raise
+        self._number(aside)
+
+    def _number(self, aside: str) -> None:
+        """`aside` becomes the first of the older files; the last is dropped where there are enough.
+
+        Only those below a free number move, so that trying again loses nothing.
+        """
+        names = [f"{self.baseFilename}.{number}" for number in range(1, self.backupCount + 1)]
+        free = next((place for place, name in enumerate(names) if not os.path.exists(name)), len(names) - 1)
+        for place in range(free, 0, -1):
+            os.replace(names[place - 1], names[place])
+        os.replace(aside, names[0])
 
     def _shut(self) -> None:
         stream, self.stream = self.stream, None
