@@ -45,8 +45,8 @@ test-long: setup  ## the tests that train or measure for minutes
 	$(PYTEST) -m long --timeout=3600
 
 # Installs from the package index into an empty environment; everything else is offline.
-walk: setup  ## README's "Your own images" from the built wheel: make walk WALK_DATA=cifar10.npz
-	$(BIN)/python tests/walk/walk.py $(if $(WALK_DATA),--data $(WALK_DATA))
+walk: setup  ## README's "Your own images" from the wheel: make walk WALK_DATA=cifar10.npz [WALK_WHEEL=FILE]
+	$(BIN)/python tests/walk/walk.py $(if $(WALK_DATA),--data $(WALK_DATA)) $(if $(WALK_WHEEL),--wheel $(WALK_WHEEL))
 
 theory: setup  ## execute every page of theory/ in full (up to 6 minutes on 2 cores)
 	$(BIN)/python theory/execute.py

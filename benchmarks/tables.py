@@ -159,7 +159,7 @@ def drift_cifar10() -> str:
     return "\n".join(lines)
 
 
-PAGES = ("README.md", "docs/halting.md", "docs/static-or-dynamic.md")
+PAGES = ("README.md", "docs/halting.md", "docs/static-or-dynamic.md", "docs/training.md")
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "mnist": mnist,

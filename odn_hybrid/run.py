@@ -19,9 +19,12 @@ from odn_hybrid.earning import Earning, RunParts
 from odn_hybrid.errors import ConfigError, DataError
 from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
+from odn_hybrid.outputs import ExitRecord
 from odn_hybrid.rundir import RunDir
 
 __all__ = ["Run", "RunParts", "compare"]
+
+SPLITS = ("selection", "calibration", "certification", "test")
 
 
 class Run:
@@ -309,6 +312,27 @@ class Run:
         self.data = found
         return found
 
+    def recorded(self, split: str) -> ExitRecord:
+        """What every exit said of a split, in its order: `logits` (n, K, C), `labels` (n,), `correct` (n, K).
+
+        K counts the exits up to the reference. Recorded again, from the data of the fit, where the fit did
+        not keep it or the weights have changed since.
+
+        Args:
+            split: "selection", "calibration", "certification" or "test".
+
+        Raises:
+            DataError: another split, or the data of the fit cannot be had.
+
+        Example:
+            >>> # `run` is a finished fit of a network with 4 exits, of images in 3 classes
+            >>> run.recorded("calibration").logits.shape[1:]
+            (4, 3)
+        """
+        if split not in SPLITS:
+            raise DataError(f"split {split!r} is not recorded; take one of {', '.join(SPLITS)}")
+        return self._earning.record(split)
+
     @property
     def ledger(self) -> list[dict[str, Any]]:
         """Every attempt on the certification split so far."""
@@ -318,7 +342,7 @@ class Run:
 def compare(run: Run, **options: Any) -> dict[str, Any]:
     """Full against static against dynamic on this device, and a recommendation: `run.compare(**options)`.
 
-    Raises `ConfigError` and `DataError` as `Run.compare` does.
+    `run`: the fit. `options`: what `Run.compare` takes; `ConfigError` and `DataError` as there.
 
     Example:
         >>> import odn_hybrid as odn

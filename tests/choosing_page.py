@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-RECORDS = Path(__file__).parents[1] / "benchmarks" / "records"
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "records"
 CIFAR, DIGITS = "choosing_cifar10_small", "quickstart"
 DEEP, PICTURED = "choosing_cifar10_deep", "choosing_digits"
 

@@ -202,31 +202,54 @@ def test_every_public_name_shows_an_example(module: str, name: str) -> None:
         assert given in NAMES and re.search(rf">>> #.*`{given}`", one.text), f"say what {given} is"
 
 
-def _takes(node: ast.AST) -> list[str]:
-    """What a function or a class takes, by the names that a caller uses."""
+def _takes(node: ast.AST) -> dict[str, str]:
+    """What a function or a class takes, by the names that a caller uses, with the annotations."""
     if isinstance(node, ast.ClassDef):
         made = {child.name: child for child in node.body if isinstance(child, ast.FunctionDef)}
         if "__init__" in made:
             return _takes(made["__init__"])
         fields = [child for child in node.body if isinstance(child, ast.AnnAssign)]
-        return [
-            field.target.id
+        return {
+            field.target.id: ast.unparse(field.annotation)
             for field in fields
             if isinstance(field.target, ast.Name)
             and not field.target.id.startswith("_")
             and "ClassVar" not in ast.unparse(field.annotation)
-        ]
+        }
     assert isinstance(node, ast.FunctionDef)
     given = node.args
-    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-    names += [one.arg for one in (given.vararg, given.kwarg) if one is not None]
-    return [name for name in names if name not in ("self", "cls")]
+    every = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    taken = {one.arg: ast.unparse(one.annotation) if one.annotation else "" for one in every}
+    taken |= {one.arg: "" for one in (given.vararg, given.kwarg) if one is not None}
+    return {name: kind for name, kind in taken.items() if name not in ("self", "cls")}
+
+
+ARRAY = re.compile(r"\b(ArrayLike|NDArray|ndarray|Tensor|Floats|Bools)\b")
+SIZE = r"(?:\.\.\.|\d+|(?:[A-Za-z]|batch|classes|channels|height|width)(?: [+-] \d)?)"
+SHAPE = re.compile(rf"\({SIZE}(?:,|(?:, {SIZE})+)\)")
+NEAR = 170  # characters after a name within which its shape stands: an entry of two lines
+
+
+def _said_of(name: str, text: str) -> list[str]:
+    """What stands after each place that describes a name: in backticks, or as an entry of its own."""
+    entry = rf"^ *(?:\**\w+, )*\**{name}(?:, \**\w+)*(?: \(.*\))?:"
+    return [text[found.start() :][:NEAR] for found in re.finditer(rf"`\**{name}`|{entry}", text, re.M)]
 
 
 def undescribed(one: Said) -> list[str]:
-    """Parameters and fields that the text, without its example, doesn't name."""
+    """Parameters and fields that the text, without its example, doesn't describe, arrays with their shape.
+
+    "see `other`" sends to another docstring, which this same test reads.
+    """
     text = re.sub(r"^ *(>>>|\.\.\.) .*\n?", "", one.text, flags=re.M)
-    return [name for name in _takes(one.node) if not re.search(rf"(?<![\w.]){name}\b", text)]
+    wrong = []
+    for name, kind in _takes(one.node).items():
+        places = _said_of(name, text)
+        if not places:
+            wrong.append(name)
+        elif ARRAY.search(kind) and not any(SHAPE.search(said) or "see `" in said for said in places):
+            wrong.append(f"{name}: no shape")
+    return wrong
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC, ids=lambda value: str(value))
@@ -234,6 +257,20 @@ def test_every_parameter_is_described(module: str, name: str) -> None:
     one = home(module, name)
     if one is not None and name not in UNSAID:
         assert undescribed(one) == []
+
+
+def test_a_name_in_passing_and_an_array_without_shape_are_not_described() -> None:
+    def of(text: str) -> list[str]:
+        node = ast.parse("def f(n: int, logits: ArrayLike, *more: int): ...").body[0]
+        assert isinstance(node, ast.FunctionDef)
+        return undescribed(Said("", "f", text, 0, node))
+
+    assert of("Of n images their logits (n, K), and more.") == ["n", "logits", "more"]
+    assert of("Of `n` images.\n\nArgs:\n    logits: of each (see there).\n    *more: numbers.") == [
+        "logits: no shape"
+    ]
+    assert of("Of `n` and `more`.\n\nArgs:\n    logits: (n, ...) of each.") == []
+    assert of("`n`, `logits`, `more`: see `g`.") == []
 
 
 def test_what_is_unsaid_is_worth_an_exception() -> None:

@@ -11,6 +11,8 @@ import pytest
 from browsing import Watched, chromium, serious_faults
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import one_hot
 
 from odn_hybrid.errors import ConfigError, RunDirError, StorageError
 from odn_hybrid.fitting import fit
@@ -97,19 +99,31 @@ def test_the_verdict_and_the_promise(pages):
     assert "There is no certificate: " in tiny and "nothing is promised of it" in tiny
 
 
+def _halting_at_two_exits(run, folder):
+    """A copy of a run in which every other test image stops at exit 1 and the others at exit 2."""
+    report = read_json(_copy(run, folder) / "report.json")
+    for row in report["dynamic"]["policy"]["table"]["rows"][:-1]:
+        for one in row:
+            one.update(edges=[0.5], stops=[False, True])
+    write_json(folder / "report.json", report)
+    outputs = load_file(folder / "outputs.safetensors")
+    logits, labels = outputs["test.logits"], outputs["test.labels"]
+    logits[:] = 50 * one_hot(labels.long(), logits.shape[-1])[:, None]  # sure and right
+    logits[1::2, 0] = 0  # not sure at all
+    save_file(outputs, folder / "outputs.safetensors")
+    return folder
+
+
 def test_pictures_or_why_there_are_none(pages, runs, tiny, tmp_path):
     assert "not looked for in" in Read(pages["small"].read_text()).text  # nothing is downloaded
-    report = read_json(runs / "tiny" / "report.json")
-    stopping = sum(share > 0 for share in report["dynamic"]["halting"])
-    page = Read(pages["tiny"].read_text())
-    assert page.tags.count("img") == (16 if stopping > 1 else 0)
+    run = _halting_at_two_exits(runs / "tiny", tmp_path / "halting")
+    page = Read(write_page(run).read_text())
+    assert page.tags.count("img") == 16 and page.text.count("exit 1: ") == page.text.count("exit 2: ") == 8
     other = tmp_path / "other.npz"
     held = dict(np.load(tiny["data"]))
     np.savez(other, **{**held, "x_test": held["x_test"][::-1]})
-    moved = Read(write_page(runs / "tiny", tmp_path / "moved.html", data=str(other)).read_text())
-    if stopping > 1:
-        assert "another digest" in moved.text
-    assert moved.tags.count("img") == 0
+    moved = Read(write_page(run, tmp_path / "moved.html", data=str(other)).read_text())
+    assert "another digest" in moved.text and moved.tags.count("img") == 0
 
 
 def test_measured_times_are_shown(runs, tmp_path):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +18,10 @@ from walk.pictures import make_photo, make_pictures
 from walk.told import ROOT, VERBS, Told, extras, told
 
 from odn_hybrid.cli import cli
+from odn_hybrid.data.splits import pool_sizes
+from odn_hybrid.stopping import look_level, smallest_drop
+
+WALK = ROOT / "tests" / "walk" / "walk.py"
 
 
 def test_the_readme_tells_every_step_in_order() -> None:
@@ -26,6 +36,29 @@ def test_the_commands_of_the_readme_are_ones_that_the_command_line_takes() -> No
     for command in told():
         if command.words[0] == "odn":
             cli.commands[command.verb].make_context(command.verb, command.words[2:]).close()
+
+
+def test_what_the_readme_tells_besides_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for verb, option in (("export", "--no-certify"), ("serve", "--uncertified"), ("serve", "--kind")):
+        assert re.search(rf"`odn {verb} [^`]*{option}", text)
+        assert any(option in one.opts for one in cli.commands[verb].params)
+    besides = ["--set data.image_size=64", "--set expansion.max_minutes=10"]
+    besides += ["--regime frozen --set model.checkpoint=weights.safetensors"]
+    for said in besides:
+        assert f"`{said}`" in text
+    words = [*told()[1].words[2:], *shlex.split(" ".join(besides))]
+    cli.commands["fit"].make_context("fit", words).close()
+
+
+def test_the_readme_says_how_many_images_a_promise_needs_at_least() -> None:
+    """Of 2 points, as the fit's own attempt, where halting changes no answer."""
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    found = re.search(r"fewer than about ([\d,]+) training images, 2 points are mostly refused", text)
+    assert found
+    said, level = int(found[1].replace(",", "")), look_level(0.05, 1)
+    assert smallest_drop(pool_sizes(said - 50)["certification"], level) > 0.02
+    assert smallest_drop(pool_sizes(said + 50)["certification"], level) < 0.02
 
 
 def test_the_extras_of_the_readme_are_in_the_wheel_s_metadata() -> None:
@@ -65,3 +98,64 @@ def test_pictures_lie_in_class_folders(tmp_path: Path) -> None:
     assert make_photo(tmp_path / "photos", tmp_path / "photo.jpg") == "ant"
     with Image.open(tmp_path / "photo.jpg") as image:
         assert image.format == "JPEG"
+
+
+def test_a_comparison_has_to_say_what_it_recommends(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(WALK.parent))
+    checks = importlib.import_module("walk.checks")
+    found = {
+        "choice": "static",
+        "reason": "static (exit 1) runs 3.00 x as fast as the full network at batch 1",
+    }
+    report = {"comparison": {"recommendation": found}}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    compare = Told("odn compare mine", ())
+    done = subprocess.CompletedProcess(
+        [], 0, "Static (exit 1) runs 3.00 x as\nfast as the full network.\n", ""
+    )
+    checks.compared(compare, done, tmp_path, "")
+    done.stdout = "a table\n"
+    with pytest.raises(checks.Broken, match="does not say what it recommends"):
+        checks.compared(compare, done, tmp_path, "")
+
+
+def test_a_walk_without_data_or_wheel_says_what_it_needs(tmp_path: Path) -> None:
+    (tmp_path / "data.npz").touch()
+    for given, said in (
+        ([], "no data; it needs CIFAR-10"),
+        (["--data", str(tmp_path / "none.npz")], "none.npz is no file; it needs CIFAR-10"),
+        (["--data", str(tmp_path / "data.npz"), "--wheel", str(tmp_path)], "is no wheel"),
+    ):
+        done = subprocess.run([sys.executable, WALK, *given], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2, "") and said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (subprocess.TimeoutExpired(["bash"], 3.0), "TimeoutExpired: "),
+        (json.JSONDecodeError("no JSON", "x", 0), "JSONDecodeError: no JSON"),
+        (KeyError("graphs"), "KeyError: 'graphs'"),
+        (FileNotFoundError("report.json"), "FileNotFoundError: report.json"),
+    ],
+)
+def test_whatever_a_step_comes_to_is_a_stumble(tmp_path, monkeypatch, capsys, raised, said) -> None:
+    monkeypatch.syspath_prepend(str(WALK.parent))
+    module = importlib.import_module("walk.walk")
+    (tmp_path / "data.npz").touch()
+    (tmp_path / "odn.whl").touch()
+    given = ["--data", str(tmp_path / "data.npz"), "--wheel", str(tmp_path / "odn.whl")]
+
+    def install(walk, names):
+        assert walk.wheel == (tmp_path / "odn.whl").resolve()  # it is not built
+        raise raised
+
+    monkeypatch.setattr(module.Walk, "install", install)
+    monkeypatch.setattr(module, "free", lambda commands: None)
+    monkeypatch.setattr(sys, "argv", ["walk.py", *given, "--keep", str(tmp_path / "kept")])
+    assert module.main() == 1
+    printed = capsys.readouterr()
+    assert "build the wheel" not in printed.out
+    assert printed.err.startswith(f"walk: stumbled at install it into an empty environment: {said}")

@@ -28,6 +28,7 @@
   }
 
   function chooseEntry(index) {
+    document.body.classList.remove("bare");
     wish.entry = index;
     const timed = entries[index].timed || [];
     wish.device = timed.length ? 0 : null;
@@ -222,9 +223,16 @@
     }
   }
 
+  /* Opened from the sources, where records.js is not built: a reader's own report can be shown all the same. */
+  function sayNoRecords() {
+    document.body.classList.add("bare");
+    const command = make("code", {}, "make docs QUICK=1"), folder = make("code", {}, "build/docs/choose");
+    at("answer").replaceChildren(make("p", {}, "No records here: ", command, " builds this page into ", folder, "."));
+  }
+
   function redraw() {
     const width = document.documentElement.clientWidth;
-    if (width !== shownAt) show();
+    if (entries.length && width !== shownAt) show();
   }
 
   function listen() {
@@ -267,5 +275,5 @@
   takeTheme();
   listen();
   at("overheads").replaceChildren(...odn.overheadViews(held.overheads));
-  chooseEntry(0);
+  if (entries.length) chooseEntry(0); else sayNoRecords();
 })();

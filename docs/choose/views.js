@@ -39,7 +39,7 @@
     const say = (name, value) => value ? told.append(make("dt", {}, name), make("dd", {}, value)) : null;
     const code = (text) => (text ? make("code", {}, text) : null);
     say("File", code(source.file));
-    say("Says", source.claim);
+    say(source.command ? "Tests the claim" : "What it is", source.claim);
     say("Made by", code(source.command));
     if (source.commit) {
       const date = source.date ? ` of ${source.date}` : "", dirty = source.uncommitted_changes ? ", with changes that were not committed" : "";

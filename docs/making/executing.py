@@ -20,6 +20,7 @@ sys.path.append(str(THEORY))
 
 READ = (
     "odn_hybrid/**/*.py",
+    "benchmarks/*.py",
     "benchmarks/records/*.json",
     "benchmarks/assets/**/*",
     "configs/*.yaml",

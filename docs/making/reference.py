@@ -37,6 +37,8 @@ AREAS = (
          "odn_hybrid", ("HaltingModel", "HaltingOutput", "Promise", "BoundedLoss", "Execution")),
     Area("keeping", "Saving, exporting, sharing", "Files for this library and others.",
          "odn_hybrid", ("save", "load", "export", "save_pretrained", "from_pretrained", "push_to_hub")),
+    Area("reporting", "Tables and sentences of a report", "What a fit and a comparison found, for a person.",
+         "odn_hybrid.report"),
     Area("training", "Objectives", "What a fit lowers, and how to add an objective.",
          "odn_hybrid.training"),
     Area("stopping", "Optimal stopping on arrays",

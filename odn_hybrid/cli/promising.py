@@ -13,7 +13,7 @@ from odn_hybrid.errors import CertificateError
 __all__ = ["certify"]
 
 
-@click.command(epilog="Example: odn certify runs/quickstart --drop 0.02 --policy confidence --out halting")
+@click.command(epilog="Example: odn certify runs/quickstart --drop 0.03 --policy confidence --out halting")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--drop", type=float, help="Largest drop, a fraction: 0.01 is one point. Default: the recipe's."

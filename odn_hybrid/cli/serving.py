@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PATH = click.Path(path_type=Path)
 
 
-@click.command(epilog="Example: odn serve runs/quickstart --port 8000")
+@click.command(epilog="Example: odn serve runs/quickstart --kind static --port 8000")
 @click.argument("runs", nargs=-1, required=True, metavar="[NAME=]RUN...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")

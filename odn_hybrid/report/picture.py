@@ -44,8 +44,20 @@ def draw_comparison(report: Data, path: str | Path) -> Path:
     interval against milliseconds an image, median and 10 to 90 % of the rounds. A hollow circle is a dynamic
     model without certificate.
 
+    Args:
+        report: the data of `report.json`, as `run.report_` holds them.
+        path: the file to write; its folder is there.
+
     Raises:
         ConfigError: no comparison yet, another format, no matplotlib. StorageError: the disk refuses.
+        RunDirError: the data are damaged.
+
+    Example:
+        >>> from odn_hybrid.report import draw_comparison
+        >>> # `run` is a finished fit, `folder` a new folder; few rounds, so that this takes a second
+        >>> found = run.compare(batch_sizes=[1], rounds=2, seconds=0.2)
+        >>> draw_comparison(run.report_, folder / "times.svg").name
+        'times.svg'
     """
     path = check_picture(path)
     comparison = report.get("comparison")

@@ -29,6 +29,18 @@ def explain(report: Data) -> str:
 
     The static choice, what drops are measured against, the dynamic certificate or its refusal, the measured
     comparison if there is one, and what the search cost.
+
+    Args:
+        report: the data of `report.json`, as `run.report_` holds them.
+
+    Raises:
+        RunDirError: the data are damaged.
+
+    Example:
+        >>> from odn_hybrid.report import explain
+        >>> # `run` is a finished fit of a ResNet of 4 units
+        >>> explain(run.report_).splitlines()[0]
+        'Static choice: exit ...'
     """
     lines = [*_explain_static(report), *_explain_dynamic(report), *_explain_comparison(report)]
     return "\n".join([*lines, *_explain_search(report)])

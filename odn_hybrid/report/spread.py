@@ -15,7 +15,24 @@ __all__ = ["seeds_table"]
 
 @needs_whole_report
 def seeds_table(found: Data) -> Table:
-    """One row per seed and a last one with mean and spread; `found` is the data of seeds.json."""
+    """One row per seed and a last one with mean and spread.
+
+    Args:
+        found: the data of `seeds.json`, as `odn_hybrid.fit_seeds` gives them.
+
+    Raises:
+        RunDirError: the data are damaged.
+
+    Example:
+        >>> import odn_hybrid as odn
+        >>> from odn_hybrid.report import seeds_table
+        >>> # `data` is an .npz file of grey images of 12x12 pixels, `folder` an empty folder
+        >>> tiny = {"model.args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, "model.stem": "small"}
+        >>> tiny |= {"data.image_size": 12, "expansion.max_looks": 1}
+        >>> found = odn.fit_seeds("resnet18", data, out=folder, seeds=[0, 1], overrides=tiny)
+        >>> seeds_table(found).row_count  # a row per seed, and their mean
+        3
+    """
     title = f"{found['model']} on {found['data']}, {len(found['seeds'])} seeds"
     table = blank_table(title)
     table.add_column("seed", no_wrap=True)

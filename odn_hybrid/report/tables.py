@@ -38,7 +38,21 @@ def exits_table(report: Data) -> Table:
     Of thin networks, in which nothing halts, the units kept stand where the dynamic MACs would.
 
     Args:
-        report: the data of `report.json`; exit rows may also hold `stage` (text) and `ms` (per image).
+        report: the data of `report.json`, as `run.report_` holds them; exit rows may also hold `stage`
+            (text) and `ms` (milliseconds per image).
+
+    Raises:
+        RunDirError: the data are damaged.
+
+    Example:
+        >>> from rich.console import Console
+        >>> from odn_hybrid.report import exits_table
+        >>> # `run` is a finished fit of a ResNet of 4 units
+        >>> table = exits_table(run.report_)
+        >>> table.row_count
+        4
+        >>> Console(width=110).print(table)
+        Exits of ...
     """
     rows = report["exits"]
     extras = [name for name in ("stage", "ms") if any(row.get(name) is not None for row in rows)]
@@ -84,6 +98,16 @@ def summary_table(report: Data, comparison: Data | None, *, times: bool = True) 
         report: the data of `report.json`.
         comparison: its `comparison`, measured on this device; None leaves the times out.
         times: False leaves them out, too (`timings_table` has them).
+
+    Raises:
+        RunDirError: the data are damaged.
+
+    Example:
+        >>> from odn_hybrid.report import summary_table
+        >>> # `run` is a finished fit
+        >>> table = summary_table(run.report_, None)
+        >>> [" ".join(str(column.header).split()) for column in table.columns]
+        ['model', 'test %', 'mean MACs', 'params', 'MB']
     """
     table = blank_table(f"{report['model']} on {data_name(report)}")
     table.add_column("model")
@@ -118,6 +142,16 @@ def curves_table(report: Data) -> Table:
 
     Args:
         report: the data of `report.json`, of a fit that has `curves`.
+
+    Raises:
+        RunDirError: the data are damaged.
+
+    Example:
+        >>> from odn_hybrid.report import curves_table
+        >>> # `run` is a finished fit
+        >>> table = curves_table(run.report_)
+        >>> "snell" in list(table.columns[0].cells), table.columns[1].header  # a share of the MACs
+        (True, '30%')
     """
     curves = report["curves"]
     table = blank_table(f"Halting policies of {report['model']} on {data_name(report)}")

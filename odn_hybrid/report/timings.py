@@ -30,6 +30,20 @@ def timings_table(report: Data, comparison: Data) -> Table | None:
     """Per model and batch size: times of a call, images a second, speed-up, peak memory, energy if known.
 
     None of a comparison made by a release that did not measure them.
+
+    Args:
+        report: the data of `report.json`, as `run.report_` holds them.
+        comparison: its `comparison`, what `odn_hybrid.compare` gives.
+
+    Raises:
+        RunDirError: the data are damaged.
+
+    Example:
+        >>> from odn_hybrid.report import timings_table
+        >>> # `run` is a finished fit; few rounds, so that this takes a second
+        >>> table = timings_table(run.report_, run.compare(batch_sizes=[1], rounds=2, seconds=0.2))
+        >>> [column.header for column in table.columns][:2]
+        ['model', 'batch']
     """
     rows = comparison["rows"]
     if not all(row.get("ms_per_call") for row in rows):
@@ -103,7 +117,22 @@ def _caption(report: Data, comparison: Data) -> str:
 
 @needs_whole_report
 def comparison_lines(report: Data, comparison: Data) -> list[str]:
-    """The recommendation, overall and by batch size, and what else a reader should know; one line each."""
+    """The recommendation, overall and by batch size, and what else a reader should know; one line each.
+
+    Args:
+        report: the data of `report.json`, as `run.report_` holds them.
+        comparison: its `comparison`, what `odn_hybrid.compare` gives.
+
+    Raises:
+        RunDirError: the data are damaged.
+
+    Example:
+        >>> from odn_hybrid.report import comparison_lines
+        >>> # `run` is a finished fit; few rounds, so that this takes a second
+        >>> lines = comparison_lines(run.report_, run.compare(batch_sizes=[1], rounds=2, seconds=0.2))
+        >>> all(line.endswith(".") for line in lines)
+        True
+    """
     advice = comparison["recommendation"]
     lines = [_sentence(_capital(str(advice["reason"])))]
     by_batch = advice.get("by_batch") or {}

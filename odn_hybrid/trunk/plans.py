@@ -71,7 +71,7 @@ def prefix(depth: int, trunk: Units) -> DepthPlan:
 
 
 def thin(share: float, trunk: Units) -> DepthPlan:
-    """Remove a share (0 to 1) of the removable units of every stage of `trunk`, the last of a stage first.
+    """Remove `share` (0 to 1) of the removable units of every stage of `trunk`, the last of a stage first.
 
     A unit is removable if it keeps the shape of its input and is not the first of its stage. Rounded up, so
     that any share above 0 removes something wherever something can be removed. Raises `ConfigError` for

@@ -75,6 +75,18 @@ def test_axe_finds_no_serious_fault(browser: Any, origin: str, page: str) -> Non
         watched.context.close()
 
 
+def test_the_interactive_page_is_there_with_its_records(browser: Any, origin: str) -> None:
+    watched = Watched(browser)
+    try:
+        watched.page.goto(f"{origin}/any/where/static-or-dynamic.html")
+        watched.page.click(".call a")
+        assert watched.page.locator("#entry option").count() >= 10
+        assert watched.page.inner_text("#answer .word") and watched.page.inner_text("#sources code")
+        assert watched.complaints == [] and watched.outside(origin) == []
+    finally:
+        watched.context.close()
+
+
 def test_the_search_finds_a_page_without_a_server_of_its_own(browser: Any, origin: str) -> None:
     watched = Watched(browser)
     try:

@@ -3,16 +3,14 @@
 import copy
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from browsing import Watched, serious_faults
-from choosing_page import CIFAR, DIGITS, answer, choose, record
+from choosing_page import CIFAR, DIGITS, ROOT, answer, choose, record
 
 from odn_hybrid.deploy.comparing.advice import recommend
 
-ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
@@ -69,20 +67,7 @@ def test_every_entry_shows_and_says_where_it_comes_from(opened):
             told = json.loads((ROOT / source["file"]).read_text(encoding="utf-8"))
             assert source["command"] == told["command"] and source["commit"] == told["commit"]
             assert told["command"] in shown and told["commit"][:12] in shown
-
-
-def test_figures_on_the_page_are_the_records(maker):
-    held = {one["id"]: one for one in maker.build_data()["entries"]}
-    for name in (CIFAR, DIGITS):
-        report = record(name)["report"]
-        assert held[name]["report"]["exits"] == report["exits"]
-        assert held[name]["report"]["dynamic"]["mean_macs"] == report["dynamic"]["mean_macs"]
-    assert held[CIFAR]["tolerances"] == record(CIFAR)["tolerances"]
-    same = record("cifar10_small")
-    for key in ("accuracy", "mean_macs", "halting"):  # two records of one network tell the same
-        assert held[CIFAR]["report"]["dynamic"][key] == same["dynamic"][key]
-    for row, like in zip(held[CIFAR]["report"]["exits"], same["exits"], strict=True):
-        assert row["accuracy"] == like["accuracy"] and row["macs_static"] == like["macs_static"]
+            assert f"Tests the claim\n{told['claim']}" in shown
 
 
 def timed_report(static, dynamic, certified):
@@ -157,6 +142,7 @@ def test_a_report_that_is_dropped_is_shown_in_the_same_views(opened):
     drop(page, json.dumps(own_report()), "mine.json")
     page.wait_for_selector("#told .good")
     assert "mine.json" in page.inner_text("#told") and "mine.json" in page.inner_text("#sources")
+    assert "Tests the claim" not in page.inner_text("#sources")  # a record does, a report does not
     choice, text = answer(page)
     assert choice == "dynamic" and "67 %" in text  # certified at one point
     page.fill("#points", "0.5")
@@ -282,6 +268,24 @@ def test_axe_finds_no_serious_fault(opened, scheme):
         for details in page.query_selector_all("details:not([open]) summary"):
             details.click()
         assert serious_faults(page) == []
+
+
+def test_without_records_it_says_how_to_build_them(browser, folder, tmp_path):
+    for path in (folder / "any" / "where" / "choose").iterdir():
+        if path.name != "records.js":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    watched = Watched(browser)
+    page = watched.page
+    page.goto((tmp_path / "index.html").as_uri())
+    said = "No records here: make docs QUICK=1 builds this page into build/docs/choose."
+    assert page.inner_text("#answer") == said
+    assert page.is_visible("#own") and page.is_hidden("#controls") and page.is_hidden("#models")
+    page.set_viewport_size({"width": 500, "height": 800})
+    drop(page, json.dumps(own_report()))
+    page.wait_for_selector("#told .good")
+    assert answer(page)[0] == "dynamic" and page.is_visible("#models")
+    assert len(watched.complaints) == 1 and "ERR_FILE_NOT_FOUND" in watched.complaints[0]
+    watched.context.close()
 
 
 def test_it_opens_from_disk(browser, folder):

@@ -6,14 +6,11 @@ import re
 
 import pytest
 from browsing import serious_faults
-from choosing_page import CIFAR, DEEP, PICTURED, RECORDS, answer, choose, record
+from choosing_page import CIFAR, DEEP, DIGITS, PICTURED, RECORDS, ROOT, answer, choose, record
 
 SPEED, EXPORTED = "halting_speed", "exported_halting"
 SIZES = ("1", "16", "64")
-needs_pictures = pytest.mark.skipif(
-    not (RECORDS / f"{PICTURED}.json").is_file(),
-    reason="python benchmarks/choosing.py --fit --name choosing_digits was not run yet",
-)
+TABLE = re.compile(r"<!-- table: timed -->\n(.*?)\n<!-- end: timed -->", re.S)
 
 
 def gain(one, form="{median:.2f} x [{low:.2f}, {high:.2f}]"):
@@ -45,6 +42,22 @@ def test_figures_change_with_the_batch_size_as_the_record_says(opened):
         as_the_record_says(page, held[size])
         seen.add(answer(page)[1])
     assert len(seen) == 3
+
+
+def test_the_page_recommends_what_the_table_of_the_documentation_does(opened):
+    text = (ROOT / "docs" / "static-or-dynamic.md").read_text(encoding="utf-8")
+    rows = [row.strip("| ").split(" | ") for row in TABLE.search(text)[1].splitlines()[2:]]
+    page = opened()
+    for network, loss, device, batch, static, dynamic, recommended in rows:
+        choose(page, DEEP if "CIFAR-10" in network else DIGITS)
+        page.fill("#points", loss.split()[0])
+        page.select_option("#batch", batch)
+        assert f"Timed on {device}" in page.inner_text("#device")
+        assert answer(page)[0] == recommended
+        shown = cells(page, "#models > div:first-child table")
+        assert shown[1][-1] == static and shown[2][-1] == dynamic.removesuffix(" (not certified)")
+        assert ("not promised" in shown[2][0]) == ("not certified" in dynamic)
+    assert len(rows) == 2 * len(SIZES)
 
 
 def as_the_record_says(page, block):
@@ -150,7 +163,6 @@ def test_a_compiled_pass_and_another_device_are_choices_of_their_own(maker):
 # --- pictures -----------------------------------------------------------------------------------------
 
 
-@needs_pictures
 def test_pictures_of_early_and_late_inputs_are_the_records(opened):
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     page, held = opened(), record(PICTURED)
@@ -171,7 +183,7 @@ def test_pictures_of_early_and_late_inputs_are_the_records(opened):
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1400, "light")])
 def test_pictures_and_tables_fit_and_are_accessible(opened, width, scheme):
     page = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    for name in (DEEP, PICTURED if (RECORDS / f"{PICTURED}.json").is_file() else CIFAR):
+    for name in (DEEP, PICTURED):
         choose(page, name)
         for details in page.query_selector_all("details:not([open]) summary"):
             details.click()

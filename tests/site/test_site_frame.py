@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "docs"))
 
-from making import commands, errors, executing, links, mathml, recipes, reference, sources  # noqa: E402
+from making import (  # noqa: E402
+    commands,
+    errors,
+    executing,
+    links,
+    mathml,
+    places,
+    recipes,
+    records,
+    reference,
+    sources,
+)
 
 import odn_hybrid  # noqa: E402
 from odn_hybrid.cli import cli  # noqa: E402
@@ -113,6 +125,23 @@ def test_the_page_of_commands_has_every_verb_and_option() -> None:
                 assert not option.startswith("--") or option in page, f"odn {name} {option}"
 
 
+def test_the_page_of_records_tells_what_was_reached_of_each_claim() -> None:
+    page = records.records_page()
+    rows = {
+        line.split("]")[0].removeprefix("| ["): line for line in page.splitlines() if "](repo:bench" in line
+    }
+    held = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in places.RECORDS.glob("*.json")}
+    assert rows.keys() == held.keys()
+    speed = [one for one in held["halting_speed"]["verdict"].values() if "reached" in one]
+    met = sum(one["reached"] for one in speed)
+    assert f" | {met} of {len(speed)} | " in rows["halting_speed"] and met < len(speed)
+    cost = held["halting_cost_cpu"]
+    assert f" | {cost['met']} of {cost['of']} | " in rows["halting_cost_cpu"]
+    assert " |  | " in rows["quickstart"]  # its fit reached its accuracy, but no target was judged
+    asked = {"one": {"value": None, "reached": False}, "other": {"value": 2.0, "reached": True}}
+    assert records.reached({"verdict": {"asked": asked}, "fit": {"static": {"reached": True}}}) == "1 of 2"
+
+
 def test_the_page_of_recipes_has_every_field() -> None:
     page = recipes.recipes_page()
     for name in (
@@ -171,9 +200,61 @@ def test_every_formula_of_the_pages_becomes_mathml() -> None:
 
 def test_tutorials_are_notebooks_that_are_executed() -> None:
     names = {page.name for page in executing.notebooks()}
-    wanted = {"first_fit", "own_images", "pretrained", "budget", "certificate", "extending"}
-    assert {f"tutorials/{name}.md" for name in wanted} <= names
-    assert "tutorials/many_gpus.md" not in names and "theory/certificate.md" in names
+    wanted = {path.stem for path in places.TUTORIALS.glob("*.md")}
+    assert wanted >= {
+        "first_fit",
+        "own_images",
+        "pretrained",
+        "budget",
+        "certificate",
+        "extending",
+        "serving",
+    }
+    assert {f"tutorials/{name}.md" for name in wanted} <= names and "theory/certificate.md" in names
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^tutorials/(\w+)$", index, re.M)) == wanted
+
+
+def test_what_tutorials_import_from_benchmarks_counts_among_what_they_read() -> None:
+    read = {path for glob in executing.READ for path in ROOT.glob(glob)}
+    taken = set()
+    for page in executing.notebooks():
+        found = re.findall(r"^(?:from|import) (\w+)", "\n".join(cells(page.text)), re.M)
+        taken |= {ROOT / "benchmarks" / f"{name}.py" for name in found}
+    taken = {path for path in taken if path.is_file()}
+    assert ROOT / "benchmarks" / "cifar10_small.py" in taken and taken <= read
+
+
+def cells(text: str) -> list[str]:
+    """The code of a page's cells."""
+    return re.findall(r"^```\{code-cell\}.*\n((?:.*\n)*?)```$", text, re.M)
+
+
+def test_no_page_tells_to_install_from_an_index_that_lacks_the_package() -> None:
+    pages = [path for path in sources.site_pages() if path.name != "releasing.md"]  # its table of stumbles
+    pages += [ROOT / "README.md", ROOT / "SECURITY.md"]
+    telling = re.compile(r"pip install [^\n`]*['\" ]odn[-_]hybrid(?!-)")
+    assert telling.search("pip install 'odn-hybrid[serve]'") and telling.search(
+        "pip install --no-deps odn-hybrid"
+    )
+    assert not telling.search("pip install --no-deps odn_hybrid-*.whl")
+    wrong = [path.name for path in pages if telling.search(path.read_text(encoding="utf-8"))]
+    assert wrong == []
+
+
+def test_names_that_pages_import_are_in_the_reference() -> None:
+    """What tutorials and other pages teach is public; benchmarks and theory look inside."""
+    known = {module: set(importlib.import_module(module).__all__) for module, _ in PUBLIC}
+    inside = re.compile(r"^from (odn_hybrid[\w.]*) import (?:\(([^)]*)\)|(.*))$", re.M)
+    wrong = []
+    for page in sources.site_pages():
+        if page.is_relative_to(ROOT / "docs") and "decisions" not in page.parts:
+            for module, many, one in inside.findall(page.read_text(encoding="utf-8")):
+                names = {name.strip() for name in (many or one.partition("#")[0]).split(",")} - {""}
+                names -= {name for name in names if f"{module}.{name}" in known}  # an area itself
+                if names - known.get(module, set()):
+                    wrong.append(f"{page.name}: {module} {sorted(names)}")
+    assert wrong == []
 
 
 def test_a_page_is_executed_again_when_its_surroundings_change(tmp_path: Path) -> None:

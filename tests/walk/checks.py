@@ -46,6 +46,8 @@ def fitted(told: Told, done: Done, here: Path, label: str) -> None:
 
 def certified(told: Told, done: Done, here: Path, label: str) -> None:
     need(done.stdout.startswith("Certified: "), f"{told.command}: no certificate\n{done.stdout}{done.stderr}")
+    policy = json.loads((here / told.words[2] / "policy.json").read_text(encoding="utf-8"))
+    need(len(policy["ledger"]) == 1, f"{told.command}: is not the promise that the fit tried for")
 
 
 def exported(told: Told, done: Done, here: Path, label: str) -> None:
@@ -54,6 +56,17 @@ def exported(told: Told, done: Done, here: Path, label: str) -> None:
     need(manifest["graphs"], f"{told.command}: no graphs")
     for graph in manifest["graphs"]:
         need((folder / graph["file"]).is_file(), f"{told.command}: {graph['file']} is missing")
+
+
+def compared(told: Told, done: Done, here: Path, label: str) -> None:
+    report = json.loads((here / told.words[2] / "report.json").read_text(encoding="utf-8"))
+    found = report["comparison"]["recommendation"]
+    need(found["choice"] in ("static", "dynamic", "full"), f"{told.command}: recommends {found['choice']!r}")
+    said = " ".join(done.stdout.lower().split())  # a capital begins it; lines are as wide as the terminal
+    need(
+        found["reason"][:40].lower() in said,
+        f"{told.command}: does not say what it recommends\n{done.stdout}",
+    )
 
 
 def reported(told: Told, done: Done, here: Path, label: str) -> None:
@@ -78,6 +91,7 @@ CHECKS: dict[str, Callable[[Told, Done, Path, str], None]] = {
     "fit": fitted,
     "certify": certified,
     "export": exported,
+    "compare": compared,
     "report": reported,
     "curl": answered,
 }

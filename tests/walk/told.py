@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 SECTION = "Your own images"
 #: The verbs that the section has to tell, in this order.
-VERBS = ("pip", "fit", "certify", "export", "report", "serve", "curl")
+VERBS = ("pip", "fit", "certify", "export", "compare", "report", "serve", "curl")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The way of a new user: from the built wheel to an answer over HTTP, with README.md's own commands.
 
-Builds the wheel, makes an empty environment, installs the wheel there with the extras that README.md names,
-makes a folder of images from a CIFAR-10 .npz file, and then types what the section "Your own images" says, in
-a folder away from the repository. Every step's output is checked; seconds per step are printed. Ends with
-status 1 at the first step that is not as README.md says.
+Builds the wheel (or takes one that is there), makes an empty environment, installs the wheel there with
+the extras that README.md names, makes a folder of images from a CIFAR-10 .npz file, and then types what the
+section "Your own images" says, in a folder away from the repository. Every step's output is checked; seconds
+per step are printed. Ends with status 1 at the first step that is not as README.md says, with 2 where data
+are missing.
 """
 
 from __future__ import annotations
@@ -30,26 +31,31 @@ from told import ROOT, Told, extras, told
 CLASSES = ["automobile", "frog"]
 PER_CLASS = 2000
 LIMIT = 1800.0  # seconds for one command
-SKIPPED = (
-    "walk: skipped: it needs CIFAR-10 as an .npz file (x_train, y_train, x_test, y_test, classes); "
+NEEDED = (
+    "it needs CIFAR-10 as an .npz file (x_train, y_train, x_test, y_test, classes): "
     "make walk WALK_DATA=cifar10.npz"
 )
+#: What a step that is not as README.md says can come to: a check's word, a command that hangs or is missing,
+#: output and files that lack something.
+STUMBLES = (Broken, subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, OSError)
 
 
 class Walk:
     """One walk below `folder`: what was typed, where, and how long it took."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wheel: Path | None = None) -> None:
         self.folder = folder
         self.here = folder / "here"
         self.here.mkdir()
         self.environment = folder / "environment"
         self.seconds: dict[str, float] = {}
-        self.wheel: Path | None = None
+        self.wheel = wheel
+        self.now = "before the first step"
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         print(f"walk: {name}", flush=True)
+        self.now = name
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 1)
@@ -139,31 +145,35 @@ def free(commands: list[Told]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="CIFAR-10 as an .npz file")
+    parser.add_argument("--wheel", type=Path, help="walk with this wheel instead of one built now")
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="training images of each class")
     parser.add_argument("--out", type=Path, help="write seconds per step there, as JSON")
     parser.add_argument("--keep", type=Path, help="walk in this new folder and leave it")
     options = parser.parse_args()
-    if options.data is None:
-        print(SKIPPED)
-        return 0
-    if not options.data.is_file():
-        print(f"walk: {options.data} is no file; {SKIPPED.partition('skipped: ')[2]}", file=sys.stderr)
+    if options.data is None or not options.data.is_file():
+        given = "no data" if options.data is None else f"{options.data} is no file"
+        print(f"walk: {given}; {NEEDED}", file=sys.stderr)
+        return 2
+    if options.wheel is not None and not (options.wheel.is_file() and options.wheel.suffix == ".whl"):
+        print(f"walk: {options.wheel} is no wheel; uv build makes one in dist/", file=sys.stderr)
         return 2
     folder = options.keep or Path(tempfile.mkdtemp(prefix="walk-"))
     folder.mkdir(parents=True, exist_ok=options.keep is None)
-    walk, commands = Walk(folder.resolve()), told()
+    walk, commands = Walk(folder.resolve(), options.wheel and options.wheel.resolve()), told()
     try:
         free(commands)
-        with walk.step("build the wheel"):
-            walk.build()
+        if walk.wheel is None:
+            with walk.step("build the wheel"):
+                walk.build()
         with walk.step("install it into an empty environment"):
             walk.install(extras(commands))
         with walk.step("make a folder of images"):
             make_pictures(options.data, walk.here / "photos", CLASSES, options.per_class)
             label = make_photo(walk.here / "photos", walk.here / "photo.jpg")
         follow(walk, commands, label)
-    except Broken as broken:
-        print(f"walk: stumbled: {broken}", file=sys.stderr)
+    except STUMBLES as stumble:
+        kind = "" if isinstance(stumble, Broken) else f"{type(stumble).__name__}: "
+        print(f"walk: stumbled at {walk.now}: {kind}{stumble}", file=sys.stderr)
         return 1
     finally:
         if options.keep is None:

@@ -47,10 +47,11 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class BoundedLoss:
-    """A loss of one's own: `function(logits (n, C), labels (n,)) -> (n,)`, smaller is better.
+    """A loss of one's own, smaller is better.
 
-    `name` is what statements call it. `low` and `high` are the range that it has by its nature; a range read
-    off the data is no range. Raises `ConfigError` unless they are numbers, `low` below `high`.
+    `function` takes logits (n, C) and labels (n,), tensors, and gives (n,) losses. `name` is what statements
+    call it. `low` and `high` are the range that it has by its nature; a range read off the data is no range.
+    Raises `ConfigError` unless they are numbers, `low` below `high`.
 
     Example:
         >>> import odn_hybrid as odn

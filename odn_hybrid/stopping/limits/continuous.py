@@ -137,10 +137,11 @@ class StoppingSolution:
     """The value and where to stop. With depths, all have one entry per depth in front, shallowest first.
 
     Attributes:
-        axes: the grids.
+        axes: the grids, (g,) points of each axis.
         depths: (T,) ascending, or None for a stationary problem.
-        value: the grid's shape, or (T, ...).
-        stop: bool, like `value`: the stopping region, where stopping is no worse than going on.
+        value: the grid's shape, (g, ...), or (T, g, ...) with depths.
+        stop: (g, ...) or (T, g, ...) bool, like `value`: the stopping region, where stopping is no worse than
+            going on.
         boundary: per depth (one entry if stationary) the points where the free boundary cuts the lines of the
             grid, between its points: (m,) ascending in one dimension, (m, 2) in two.
         iterations: policies evaluated on this grid, or sweeps of relaxation, over all depths.

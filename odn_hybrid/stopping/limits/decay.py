@@ -89,8 +89,9 @@ def fit_decay(
 ) -> Decay:
     """Least squares on logarithms: of `sizes` (n,) at `depths` (n,) from 0 (default 0, 1, ..).
 
-    `confidence`: of the interval of the rate, between 0 and 1. Raises `InputError` for fewer than four sizes
-    or one that is not above 0, `ConfigError` for another kind or confidence.
+    `kind`: "geometric" or "power". `confidence`: of the interval of the rate, between 0 and 1. Raises
+    `InputError` for fewer than four sizes or one that is not above 0, `ConfigError` for another kind or
+    confidence.
 
     Example:
         >>> from odn_hybrid.stopping import fit_decay

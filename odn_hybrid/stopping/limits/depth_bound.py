@@ -171,8 +171,9 @@ def geometric_depth(first: float, rate: float, cost: float) -> int:
 def power_depth(first: float, exponent: float, cost: float) -> int:
     """Bound for gains `first` * (k + 1)**-`exponent`, any exponent above 0 (summable or not).
 
-    Raises `ConfigError` for an exponent or a cost that is not above 0 and for a bound too large to be of use,
-    `InputError` for a first gain that is negative or not finite.
+    `cost`: of a unit, in the units of the gains. Raises `ConfigError` for an exponent or a cost that is not
+    above 0 and for a bound too large to be of use, `InputError` for a first gain that is negative or not
+    finite.
 
     Example:
         >>> from odn_hybrid.stopping import power_depth
@@ -194,7 +195,8 @@ def power_depth(first: float, exponent: float, cost: float) -> int:
 def summable_depth(total: float, cost: float) -> int:
     """Bound for gains of sum at most `total`, in any order: below total / cost.
 
-    Raises `InputError` for a total that is negative or not finite, `ConfigError` for a cost not above 0.
+    `cost`: of a unit, in the units of the gains. Raises `InputError` for a total that is negative or not
+    finite, `ConfigError` for a cost not above 0.
 
     Example:
         >>> from odn_hybrid.stopping import summable_depth

@@ -110,8 +110,8 @@ def estimate_diffusion(
         scores: (n, K) the score of each input at each exit; all inputs ran all exits.
         costs: (K,) cumulative cost to each exit, strictly ascending: the depth that the result speaks of.
         losses: (n, K) what stopping at each exit loses, e.g. 1 where its answer is wrong.
-        grid: ascending scores at which to estimate, or how many, equally spaced between the 0.001 and 0.999
-            quantiles of all scores. Inputs outside are left out.
+        grid: (g,) ascending scores at which to estimate, or how many, equally spaced between the 0.001 and
+            0.999 quantiles of all scores. Inputs outside are left out.
         bandwidth: standard deviation of the smoothing over the score; by default 1.06 s n^(-1/5) with s the
             scores' standard deviation within exits (Silverman 1986).
         depth_bandwidth: of the smoothing over depth, in units of cost; 0 keeps segments apart.

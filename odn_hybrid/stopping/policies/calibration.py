@@ -175,13 +175,13 @@ def _numbers(values: Any) -> list[float]:
 def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperature") -> Calibration:
     """The calibration of every exit that best explains the labels, each exit by itself.
 
-    `logits` (n, K, C) and `labels` (n,), of the calibration split. "temperature" is `fit_temperature`.
-    "vector" is vector scaling (Guo et al. 2017, arXiv 1706.04599): a scale and a shift per class, by
-    maximum likelihood with normal priors around temperature scaling (ours): scale_c * T around 1 with
-    deviation 0.1, and the class's mean logit, calibrated, around its value at temperature T with deviation
-    0.25 nats. Convex, so there is one answer, and it is finite for classes without a calibration image and
-    for perfectly separated data. Raises `InputError` for arrays that do not fit, `ConfigError` for another
-    kind.
+    `logits` (n, K, C) and `labels` (n,), of the calibration split. `kind` "temperature" is
+    `fit_temperature`, "vector" is vector scaling (Guo et al. 2017, arXiv 1706.04599): a scale and a shift per
+    class, by maximum likelihood with normal priors around temperature scaling (ours): scale_c * T around 1
+    with deviation 0.1, and the class's mean logit, calibrated, around its value at temperature T with
+    deviation 0.25 nats. Convex, so there is one answer, and it is finite for classes without a calibration
+    image and for perfectly separated data. Raises `InputError` for arrays that do not fit, `ConfigError` for
+    another kind.
 
     Example:
         >>> import numpy as np
@@ -286,8 +286,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def softmax(logits: ArrayLike, temperature: ArrayLike = 1.0) -> NDArray[np.float64]:
-    """softmax(logits / temperature) over the last axis, in float64; `temperature` broadcasts over the others.
+    """softmax(logits / temperature) over the last axis, in float64.
 
+    `logits` (..., C); `temperature` (...,) or one number, which broadcasts over the axes before the last.
     Raises `InputError` for NaN or infinite logits and for temperatures that are not above 0.
 
     Example:

@@ -22,7 +22,7 @@ Exits = NDArray[np.int64]
 
 
 def outcomes(members: Sequence[Member], logits: ArrayLike) -> tuple[Exits, Exits]:
-    """Where inputs stop and which exit answers, (m, n) each, for m policies and logits (n, K, C).
+    """Where inputs stop and which exit answers, (m, n) each, for m policies and `logits` (n, K, C).
 
     `members`: the policies, e.g. of `policy_path`. Raises `InputError` for logits that are not of as many
     exits as the policies.

@@ -22,14 +22,16 @@ __all__ = ["Looker", "One", "Seen"]
 
 @dataclass(frozen=True)
 class Seen:
-    """What is remembered of the inputs still running, (batch,) each unless said otherwise.
+    """What is remembered of the inputs still running.
 
     Attributes:
-        logits: (batch, classes) of the answer so far; `confidence`: its calibrated probability.
-        exit: whose answer it is, by its number in the table; None where it is the latest exit's for all.
-        said: the latest exit's answer.
-        streak: exits in a row that gave it; None where the table doesn't ask.
-        score: readiness to stop.
+        logits: (batch, classes) of the answer so far.
+        confidence: (batch,) its calibrated probability.
+        exit: (batch,) whose answer it is, by its number in the table; None where it is the latest exit's for
+            all.
+        said: (batch,) the latest exit's answer.
+        streak: (batch,) exits in a row that gave it; None where the table doesn't ask.
+        score: (batch,) readiness to stop.
 
     Example:
         >>> import numpy as np

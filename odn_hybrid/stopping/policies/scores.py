@@ -18,7 +18,7 @@ SCORES = ("confidence", "margin", "entropy", "streak")
 
 
 def readiness(logits: ArrayLike, score: str, calibration: Calibration) -> NDArray[np.float64]:
-    """Scores (n, K) of logits (n, K, C).
+    """Scores (n, K) of `logits` (n, K, C).
 
     `score`: one of `SCORES`. `calibration`: of the K exits, see `fit_calibration`. Raises `ConfigError` for
     an unknown score and `InputError` for arrays that do not fit.

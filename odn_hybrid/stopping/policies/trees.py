@@ -98,7 +98,7 @@ class TreeInduction:
 
 
 def exit_features(logits: ArrayLike, calibration: Calibration) -> Floats:
-    """What each exit says, as `FEATURES` names it: logits (n, K, C) -> (n, K, 5).
+    """What each exit says, as `FEATURES` names it: `logits` (n, K, C) -> (n, K, 5).
 
     Confidence, margin and entropy are those of the calibrated probabilities (`SCORES`, `calibration` of the K
     exits); agreement with the exit before and the streak are those of the answers, which are the raw logits'.

@@ -113,10 +113,10 @@ def certify_paired(
 
     `correct_reference`, `correct_policy`: (n,) bool, the same images in the same order, used for nothing
     that the policy, the reference or `drop` depends on. `measure` names what "correct" means, such as
-    "top-5 accuracy"; `data` names the images. Exact for every n and all rates: for i.i.d. images,
-    a drop above `drop` is certified with probability at most `delta`. Method and proof:
-    theory/certificate.md. Raises `InputError` for arrays that are not paired booleans and `ConfigError` for
-    `drop` or `delta` out of range.
+    "top-5 accuracy"; `data` names the images, `reference` what the drop is measured against. Exact for every
+    n and all rates: for i.i.d. images, a drop above `drop` is certified with probability at most `delta`.
+    Method and proof: theory/certificate.md. Raises `InputError` for arrays that are not paired booleans and
+    `ConfigError` for `drop` or `delta` out of range.
 
     Example:
         >>> import numpy as np
@@ -147,8 +147,9 @@ def certify_paired(
 def smallest_drop(n: int, delta: float) -> float:
     """The smallest drop, a fraction, that `n` images certify when no answer changes: about -ln(delta) / n.
 
-    Rounded up. Only images that become newly right could show a smaller one. What that means for the choice
-    of depth: theory/target_to_depth.md.
+    `delta`: the level of the test, of a first attempt `look_level(delta, 1)`. Rounded up. Only images that
+    become newly right could show a smaller one. What that means for the choice of depth:
+    theory/target_to_depth.md.
 
     Example:
         >>> from odn_hybrid.stopping import smallest_drop

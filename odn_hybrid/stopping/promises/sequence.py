@@ -101,12 +101,12 @@ def certify_sequence(
     """Test "drop at most `drop`" for one candidate after another, each at level `delta`, until one fails.
 
     `reference` (n,), `candidates` (m, n): right and wrong answers on the certification split, or losses with
-    their range `low` to `high`. `order`: indices of candidates from strict to loose, at most m of them, from
-    `order_candidates` on the calibration split; by default 0 to m - 1. If neither candidates nor order depend
-    on these images, a candidate whose drop exceeds the promise is chosen with probability at most `delta`.
-    `words`: `reference`, `data`, `measure`, of the statement. Raises `InputError` and `ConfigError` as
-    `certify_paired` and `certify_bounded` do, and `InputError` for an order that does not fit; a promise that
-    is not earned raises nothing (`require` raises `CertificateError`).
+    their range `low` to `high`. `order` (k,): indices of candidates from strict to loose, at most m of them,
+    from `order_candidates` on the calibration split; by default 0 to m - 1. If neither candidates nor order
+    depend on these images, a candidate whose drop exceeds the promise is chosen with probability at most
+    `delta`. `words`: `reference`, `data`, `measure`, of the statement. Raises `InputError` and `ConfigError`
+    as `certify_paired` and `certify_bounded` do, and `InputError` for an order that does not fit; a promise
+    that is not earned raises nothing (`require` raises `CertificateError`).
 
     Example:
         >>> import numpy as np
