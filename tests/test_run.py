@@ -335,6 +335,7 @@ def test_a_plain_fit_has_no_dynamic_model(tiny: dict[str, Any]) -> None:
         plain.dynamic()
 
 
+@pytest.mark.long
 def test_the_embedded_set_is_too_small_for_a_tenth_of_a_point() -> None:
     overrides = {
         "dynamic.drop": 0.001,

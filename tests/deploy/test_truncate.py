@@ -195,6 +195,7 @@ save_file(logits, Path(sys.argv[2]) / "logits.safetensors")
 """
 
 
+@pytest.mark.long
 def test_a_fresh_process_gives_the_same_logits(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     images, wanted = {}, {}

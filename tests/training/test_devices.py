@@ -304,6 +304,7 @@ def test_what_does_not_go_with_sharded_weights_is_refused(name: str, monkeypatch
         shards_weights(config, 2)
 
 
+@pytest.mark.long
 def test_sharded_weights_train_as_whole_ones(by_image: dict[str, Any], start: Start) -> None:
     overrides = {**by_image["overrides"], "optim.accumulate": 2, "expansion.max_looks": 1}
     arguments = {**by_image, "overrides": overrides}
