@@ -18,6 +18,7 @@ __all__ = ["PATTERNS", "Bench", "Lengths", "size_seen"]
 
 PATTERNS: dict[str, Bursts | None] = {"poisson": None, "bursty": Bursts()}
 UNLOADED = 200  # requests, one after another
+PRECISION = 1.08  # of the runs that tune
 CONFIRMING = 10_000  # seeds of runs that no search has seen begin here
 
 
@@ -83,17 +84,21 @@ class Bench:
         )
 
     def tuned(self, server: Server, grid: Sequence[Batching], start: float) -> dict[str, Any]:
-        """The batching with the highest goodput, by short runs; all that were tried."""
+        """The batching with the highest goodput, by short runs; all that were tried.
+
+        Of those between which the search can't tell, the first in the grid.
+        """
         tried = []
         for batching in grid:
             with started(server, batching, self.core) as up:
                 self.aim(up)
-                found = self.search(start, 0, "poisson", self.lengths.tuning, precision=1.08)
+                found = self.search(start, 0, "poisson", self.lengths.tuning, precision=PRECISION)
             tried.append({**batching.to_dict(), **found.to_dict()})
             start = found.rate or start
             of = f"{server.name} {batching.max_batch}:{batching.wait_ms:g}"
             print(f"  {of}: {found.good:.1f} /s", flush=True)
-        best = max(tried, key=lambda one: one["goodput"])
+        most = max(one["goodput"] for one in tried)
+        best = next(one for one in tried if PRECISION * one["goodput"] >= most)
         return {"chosen": {key: best[key] for key in ("max_batch", "wait_ms", "rate")}, "tried": tried}
 
     def round(

@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from odn_hybrid.stopping import wilson
 
-__all__ = ["Goal", "Search", "goodput", "spread", "told"]
+__all__ = ["Goal", "LateGenerator", "Search", "goodput", "spread", "told"]
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+class LateGenerator(SystemExit):
+    """The generator did not keep its times, again and again: it can't, or its core is not its own."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def goodput(
         largest_lag: seconds by which the generator may be late, see `Watched.valid`.
 
     Raises:
-        SystemExit: the generator is late again and again: it cannot keep up, or its core is not its own.
+        LateGenerator: the generator is late again and again.
     """
     low, high = 0.0, float("inf")
     good, rate = 0.0, start
@@ -95,7 +99,7 @@ def goodput(
                 break
         else:
             late = f"more than {1000 * largest_lag:g} ms at {rate:.1f} requests a second"
-            raise SystemExit(f"the load generator is late by {late}: its core is not its own")
+            raise LateGenerator(f"the load generator is late by {late}: its core is not its own")
         met = goal.met(run)
         tried.append({"rate": rate, "met": met, **told(run, goal.limit, seconds)})
         if met:

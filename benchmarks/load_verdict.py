@@ -31,7 +31,7 @@ def verdict(rounds: Rounds, alone: dict[str, Any] | None) -> dict[str, Any]:
             values = _goodputs(ones, pattern)
             if values:
                 found["goodput"].setdefault(pattern, {})[name] = spread(values)
-        for name in rounds:
+        for name in found["goodput"].get(pattern, {}):  # peers have no bursts
             ratio = _ratio(_goodputs(rounds["dynamic"], pattern), _goodputs(rounds[name], pattern))
             if ratio is not None and name != "dynamic":
                 found["over"].setdefault(name, {})[f"goodput, {pattern}"] = ratio
