@@ -99,7 +99,8 @@ def compared(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     assert bench.goal is not None
     print(f"unloaded {alone['p50_ms']:.2f} ms, limit {1000 * bench.goal.limit:.2f} ms", flush=True)
     start = 600.0 / alone["p50_ms"]
-    tuned, left_out = {}, {}
+    tuned: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     for name, server in servers.items():
         with peer_may_fail(name, left_out):
             tuned[name] = bench.tuned(server, grid, start)

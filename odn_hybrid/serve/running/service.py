@@ -15,6 +15,7 @@ from odn_hybrid.serve.app import create_app
 from odn_hybrid.serve.decoding import Decoders
 from odn_hybrid.serve.hosting import Host
 from odn_hybrid.serve.refusals import Unknown
+from odn_hybrid.serve.running.collecting import give_back, set_aside
 from odn_hybrid.serve.running.gate import Gate
 from odn_hybrid.serve.running.loading import Loading
 from odn_hybrid.serve.running.repository import repository_routes
@@ -87,12 +88,14 @@ class Service:
                 await in_thread(lambda: self.host.reload(name, path))
             else:
                 await in_thread(lambda: self.host.load(name, path, loading.kind, **how))
+            set_aside()
 
     async def unload(self, name: str) -> None:
         """Answer what was accepted for a model, then close it."""
         self._path(name)
         async with self._changing:
             await in_thread(lambda: self.host.unload(name))
+            set_aside()
 
     async def reload_all(self) -> None:
         """Load every model again; what fails is said in the log, and the old one stays."""
@@ -122,6 +125,7 @@ class Service:
         self.gate.stopping = True
         await self.decoders.close()
         await self._close_engine()
+        give_back()
 
     async def _close_engine(self) -> None:
         """A device that hangs is not waited for: the process ends without it."""
