@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from load_table import load_table, soak_table
 from models_page import page as models_page
 from timed_table import timed_table
 
@@ -159,7 +160,13 @@ def drift_cifar10() -> str:
     return "\n".join(lines)
 
 
-PAGES = ("README.md", "docs/halting.md", "docs/static-or-dynamic.md", "docs/training.md")
+PAGES = (
+    "README.md",
+    "docs/halting.md",
+    "docs/serving/load.md",
+    "docs/static-or-dynamic.md",
+    "docs/training.md",
+)
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "mnist": mnist,
@@ -168,6 +175,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "halting_policies": halting_policies,
     "drift_cifar10": drift_cifar10,
     "timed": lambda: timed_table(load),
+    "serve_load": lambda: load_table(load),
+    "serve_soak": lambda: soak_table(load),
 }
 
 

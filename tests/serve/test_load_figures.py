@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,6 +82,52 @@ def test_a_late_generator_invalidates_a_run() -> None:
     assert load.goodput(run, load.Goal(0.1), 8.0, seconds=10).rate > 9
     with pytest.raises(SystemExit, match="late"):
         load.goodput(lambda rate: watched(np.ones(9), lag=np.ones(9)), load.Goal(0.1), 8.0, seconds=1)
+
+
+def test_one_late_request_of_a_few_is_no_reason_to_doubt_the_run() -> None:
+    late = np.zeros(14)
+    late[0] = 0.5
+    assert watched(np.full(14, 0.05), lag=late).valid()
+    late[1] = 0.5
+    assert not watched(np.full(14, 0.05), lag=late).valid()
+    many = np.zeros(1000)
+    many[:10] = 0.5
+    assert watched(np.full(1000, 0.05), lag=many).valid()
+    many[10] = 0.5
+    assert not watched(np.full(1000, 0.05), lag=many).valid()
+
+
+def test_a_peer_that_cannot_be_measured_is_left_out_and_ours_never() -> None:
+    serve_load = benchmark("serve_load")
+    late = benchmark("load_goodput").LateGenerator
+    left_out: dict[str, str] = {}
+    with serve_load.peer_may_fail("ray", left_out):
+        raise late("late by 3 ms")
+    assert left_out == {"ray": "late by 3 ms"}
+    with pytest.raises(SystemExit), serve_load.peer_may_fail("dynamic", left_out):
+        raise late("late by 3 ms")
+    with pytest.raises(SystemExit), serve_load.peer_may_fail("ray", left_out):
+        raise SystemExit("the server died")  # a fault, not a limit of the measurement
+
+
+def test_batchings_that_cannot_be_told_apart_go_to_the_simplest(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, servers = benchmark("load_bench"), benchmark("load_servers")
+    rates = {1: 15.8, 4: 21.0, 8: 22.0}
+    now: list[int] = []
+
+    @contextmanager
+    def started(_: Any, batching: Any, core: Any) -> Iterator[None]:
+        now[:] = [batching.max_batch]
+        yield
+
+    monkeypatch.setattr(bench, "started", started)
+    monkeypatch.setattr(bench.Bench, "aim", lambda *_: None)
+    found = benchmark("load_goodput").Search
+    monkeypatch.setattr(bench.Bench, "search", lambda *_, **__: found(rates[now[0]], rates[now[0]], []))
+    server = servers.Server("full", (), {})
+    grid = [servers.Batching(size, 0.0) for size in rates]
+    one = bench.Bench(None, None, None, bench.Lengths(1, 1, 1))
+    assert one.tuned(server, grid, 10.0)["chosen"]["max_batch"] == 4  # 8 is less than 8 % better
 
 
 # --- drift --------------------------------------------------------------------------------------------
