@@ -1,4 +1,4 @@
-"""Garbage collections of a server do not walk through its models, and what it lets go is freed all the same."""
+"""Garbage collections of a server do not walk through its models, and what it lets go is freed."""
 
 from __future__ import annotations
 
