@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 __all__ = ["load_table", "soak_table"]
@@ -15,6 +16,7 @@ SERVERS = {
     "litserve": "full model, LitServe",
     "ray": "full model, Ray Serve",
 }
+POINTS = ("p50", "p99")
 
 
 def load_table(load: Callable[[str], dict[str, Any]]) -> str:
@@ -43,18 +45,13 @@ def _rows(record: dict[str, Any], device: str) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-POINTS = ("p50", "p99")
-
-
 def _median(found: dict[str, Any] | None) -> str:
     return "-" if found is None else f"{found['median']:.1f}"
 
 
 def _middle(values: list[float | None]) -> str:
-    known = sorted(value for value in values if value is not None)
-    if not known or len(known) < len(values):
-        return "-"
-    return f"{(known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2:.1f}"
+    known = [value for value in values if value is not None]
+    return f"{median(known):.1f}" if known and len(known) == len(values) else "-"
 
 
 def _times(ratio: dict[str, Any] | None) -> str:
