@@ -77,6 +77,7 @@ class Service:
     async def load(self, name: str) -> None:
         """Load a model, or load it again and swap it once it is ready; a broken one changes nothing.
 
+        Back when a model that was replaced has answered what it had accepted: only then can it be freed.
         Raises `Unknown` for a name that the server was not started with.
         """
         path, loading = self._path(name), self.loading
@@ -84,8 +85,12 @@ class Service:
             "uncertified": loading.uncertified, "device": loading.device, "threads": loading.threads
         }  # fmt: skip
         async with self._changing:
-            if name in {hosted.name for hosted in self.host.models()}:
+            lanes = {hosted.name: hosted.lane for hosted in self.host.models()}
+            if (lane := lanes.pop(name, None)) is not None:
                 await in_thread(lambda: self.host.reload(name, path))
+                left, lane = lane.retired, None  # nothing here is to keep it
+                assert left is not None
+                await in_thread(left.result)
             else:
                 await in_thread(lambda: self.host.load(name, path, loading.kind, **how))
             set_aside()

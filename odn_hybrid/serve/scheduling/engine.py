@@ -93,8 +93,7 @@ class Engine:
             lanes, self._scheduler.lanes = self._scheduler.lanes, []
             left = [(lane, request) for lane in lanes for request in lane.empty()]
         self._end([(lane, request, Stopping("the server is stopping")) for lane, request in left])
-        for lane in lanes:
-            self._finish(lane)
+        self._finish(lanes)
 
     # --- models ---------------------------------------------------------------------------------------
 
@@ -114,8 +113,7 @@ class Engine:
                 lane.retired = Future()
             self._stir()
             gone = [] if self.alive else self._gone()
-        for empty in gone:
-            self._finish(empty)
+        self._finish(gone)
         return lane.retired
 
     def queues(self) -> dict[tuple[str, int], int]:
@@ -242,8 +240,7 @@ class Engine:
             gone = self._gone()
             work = None if self._closed else self._scheduler.pick(now)
             late = self._scheduler.late(now)
-        for lane in gone:
-            self._finish(lane)
+        self._finish(gone)
         try:
             self._end([end for lane, job in late if (end := _too_late(lane, job)) is not None])
             if work is not None and work.jobs:
@@ -273,13 +270,18 @@ class Engine:
         return gone
 
     @staticmethod
-    def _finish(lane: Lane) -> None:
-        try:
-            lane.stages.close()
-        except Exception:
-            log.exception("model %s could not be closed", lane.name)
-        if lane.retired is not None and not lane.retired.done():
-            lane.retired.set_result(None)
+    def _finish(gone: list[Lane]) -> None:
+        """Close them. Who waits for one is told when nothing here refers to it any more: it can be freed."""
+        while gone:
+            lane = gone.pop(0)
+            try:
+                lane.stages.close()
+            except Exception:
+                log.exception("model %s could not be closed", lane.name)
+            retired = lane.retired
+            del lane
+            if retired is not None and not retired.done():
+                retired.set_result(None)
 
     def _end(self, ended: list[Ended]) -> None:
         """Hand out answers and refusals, each request's once."""
