@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ __all__ = ["Batching", "Server", "Up", "end_on_signals", "started"]
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
+PORTS = range(20_000, 30_000)  # below those that systems give to who asks for any
 BATCHES = "odn_batch_images"  # histogram of batch sizes, with a label "segment"
 
 
@@ -123,10 +126,12 @@ def end_on_signals() -> None:
 
 
 def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """One that nobody listens on, and that no process is given which asks for any (Ray's do, by dozens)."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise SystemExit(f"no port of {PORTS} is free")
 
 
 def _await(process: subprocess.Popen[bytes], url: str, name: str, log: Any) -> None:
@@ -134,7 +139,8 @@ def _await(process: subprocess.Popen[bytes], url: str, name: str, log: Any) -> N
     while time.monotonic() < until:
         if process.poll() is not None:
             raise SystemExit(f"{name} did not start:\n{_tail(log)}")
-        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
+        unready = suppress(urllib.error.URLError, http.client.HTTPException, OSError)
+        with unready, urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.1)
     raise SystemExit(f"{name} was not ready in {START_SECONDS:g} s:\n{_tail(log)}")

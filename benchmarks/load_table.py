@@ -17,26 +17,29 @@ SERVERS = {
     "ray": "full model, Ray Serve",
 }
 POINTS = ("p50", "p99")
+GOODPUT = {"poisson": "goodput, /s", "bursty": "bursts, /s"}
 
 
 def load_table(load: Callable[[str], dict[str, Any]]) -> str:
     """Goodput and latency at half load of every server, medians of the rounds."""
-    head = ["device", "server", "batch : wait", "goodput, /s", "bursts, /s"]
-    head += ["p50, ms", "p99, ms", "halting over it"]
+    records = {device: load(name) for name, device in RECORDS.items()}
+    ran = {kind for record in records.values() for kind in record["verdict"]["goodput"]}
+    kinds = {kind: head for kind, head in GOODPUT.items() if kind in ran}
+    head = ["device", "server", "batch : wait", *kinds.values(), "p50, ms", "p99, ms", "halting over it"]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for name, device in RECORDS.items():
-        lines += _rows(load(name), device)
+    for device, record in records.items():
+        lines += _rows(record, device, list(kinds))
     return "\n".join(lines)
 
 
-def _rows(record: dict[str, Any], device: str) -> Iterator[str]:
+def _rows(record: dict[str, Any], device: str, kinds: list[str]) -> Iterator[str]:
     said = record["verdict"]
     for name, rounds in record["rounds"].items():
         if name in record.get("left_out", {}):
             yield f"| {device} | {SERVERS[name]} | not measured: {record['left_out'][name]} |"
             continue
         chosen = record["tuned"][name]["chosen"]
-        goodput = [_median(said["goodput"].get(kind, {}).get(name)) for kind in ("poisson", "bursty")]
+        goodput = [_median(said["goodput"].get(kind, {}).get(name)) for kind in kinds]
         half = [[one["half"]["latency_ms"][point] for one in rounds if "half" in one] for point in POINTS]
         over = said["over"].get(name, {}).get("goodput, poisson")
         cells = [device, SERVERS[name], f"{chosen['max_batch']} : {chosen['wait_ms']:g} ms", *goodput]
