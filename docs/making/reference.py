@@ -90,6 +90,8 @@ def _page(area: Area) -> str:
 def _entry(name: str, thing: object, area: Area) -> str:
     if inspect.isclass(thing):
         directive, options = "autoclass", "   :members:\n"
+        if fields := getattr(thing, "_fields", None):  # of a named tuple: "alias for field number 0"
+            options += f"   :exclude-members: {', '.join(fields)}\n"
     elif callable(thing):
         directive, options = "autofunction", ""
     else:
