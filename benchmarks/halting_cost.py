@@ -7,8 +7,9 @@
 Networks have random weights: nothing but speed is measured. An exit stands after a quarter, a half and three
 quarters of the units, and thresholds are set on the very images, so that a given share of those who come to
 an exit leave there. Ideal is the sum, over the segments, of a segment's own time (with its head, without
-decision) on a batch of as many inputs as really came there. Everything takes turns in one run; ratios are
-of the same round.
+decision) on a batch of as many inputs as really came there, run as the runtime runs it. Everything takes
+turns in one run; ratios are of the same round. The plain model is called as anybody calls it; beside it
+stands the same without module calls, as the runtime has it on the CPU (`deploy/halting/straight.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from torch import Tensor
 import odn_hybrid as odn
 from odn_hybrid.cost import measure
 from odn_hybrid.deploy.halting.choosing import image_layout
-from odn_hybrid.deploy.halting.segments import segments_of
+from odn_hybrid.deploy.halting.segments import segments_of, straighten
+from odn_hybrid.deploy.halting.straight import Direct
 from odn_hybrid.execution import Execution
 from odn_hybrid.stopping import Calibration, HaltingTable
 
@@ -106,6 +108,8 @@ def run_case(case: Case, batch: int, rounds: int) -> list[dict[str, Any]]:
         out = model(images)
         survivors = [int((out.exit >= exit).sum()) for exit in case.exits]
         things = {"dynamic": lambda model=model: model(images), "plain": plain(case, images)}
+        if case.device.type == "cpu":
+            things["plain, direct"] = plain(case, images, Direct(case.network.backbone).eval())
         things |= segment_runs(case, images, survivors)
         timings = measure(things, rounds=rounds, warmup=3, device=case.device.type)
         seconds = {name: np.array(timing.seconds) for name, timing in timings.items()}
@@ -117,12 +121,14 @@ def run_case(case: Case, batch: int, rounds: int) -> list[dict[str, Any]]:
             "survivors": survivors,
             "over_ideal": ratio(seconds["dynamic"] / ideal),
             "over_plain": ratio(seconds["dynamic"] / seconds["plain"]),
+            "over_direct": ratio(seconds["dynamic"] / seconds.get("plain, direct", seconds["plain"])),
             "seconds": {name: values.tolist() for name, values in seconds.items()},
         }
         row["limit"], row["met"] = verdict(row)
         print(
             f"{case.name:10s} batch {batch:4d} {pattern:6s} survivors {survivors} over ideal "
-            f"{row['over_ideal']['median']:.3f}, over plain {row['over_plain']['median']:.3f}",
+            f"{row['over_ideal']['median']:.3f}, over plain {row['over_plain']['median']:.3f} "
+            f"(direct {row['over_direct']['median']:.3f})",
             flush=True,
         )
         found.append(row)
@@ -137,13 +143,14 @@ def verdict(row: dict[str, Any]) -> tuple[dict[str, float], bool]:
     return {"over_plain": limit}, row["over_plain"]["median"] <= limit
 
 
-def plain(case: Case, images: Tensor) -> Any:
-    """The whole network without exits, in the same form."""
+def plain(case: Case, images: Tensor, model: Any = None) -> Any:
+    """The whole network without exits, in the same form; `model`: its backbone, called in another way."""
     layout = image_layout(case.network)
+    model = model or case.network.backbone
 
     def run() -> Tensor:
         with torch.inference_mode(), case.execution.casting(case.device):
-            return case.network.backbone(images.contiguous(memory_format=layout))
+            return model(images.contiguous(memory_format=layout))
 
     return graphed(run, case.device)
 
@@ -153,9 +160,9 @@ def segment_runs(case: Case, images: Tensor, survivors: list[int]) -> dict[str, 
     """Per segment that anybody enters: run it, head included, on as many inputs as came."""
     runs: dict[str, Any] = {}
     entry: Any = images.contiguous(memory_format=image_layout(case.network))
-    for number, (segment, here) in enumerate(
-        zip(segments_of(case.network, case.exits), survivors, strict=True)
-    ):
+    segments = segments_of(case.network, case.exits)
+    straighten(segments, image_layout(case.network), case.execution)  # as the runtime has them
+    for number, (segment, here) in enumerate(zip(segments, survivors, strict=True)):
         if not here:
             break
         if number:
@@ -163,7 +170,7 @@ def segment_runs(case: Case, images: Tensor, survivors: list[int]) -> dict[str, 
 
         def run(segment: Any = segment, entry: Any = entry) -> Any:
             with torch.inference_mode(), case.execution.casting(case.device):
-                return segment.run(entry)
+                return segment.quick(entry)
 
         entry, _ = run()
         with torch.inference_mode():

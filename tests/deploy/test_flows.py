@@ -67,7 +67,7 @@ def thresholds(logits: Tensor, levels: list[float]) -> HaltingTable:
 def flow_of(kind: str, network: MultiExit, table: HaltingTable, gather: str = "auto") -> Any:
     """A flow of that kind on the CPU."""
     segments = segments_of(network, table.needed)
-    steps = [segment.step() for segment in segments]
+    steps = [segment.run for segment in segments]
     if kind == "host":
         return HostFlow(steps, table.needed, table, Gathering(gather))
     if kind == "device":

@@ -35,7 +35,7 @@ def table_of(random: np.random.Generator, score: str, recall: bool, classes: int
 
 def same(one: Seen, other: Seen) -> None:
     """Every digit that is remembered."""
-    for name in Seen.__dataclass_fields__:
+    for name in Seen._fields:
         mine, theirs = getattr(one, name), getattr(other, name)
         assert (mine is None) == (theirs is None), name
         assert mine is None or (mine.dtype == theirs.dtype and np.array_equal(mine, theirs)), name

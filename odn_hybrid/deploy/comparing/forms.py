@@ -1,6 +1,7 @@
 """How plain models are run in a comparison: as the dynamic one is, so that nothing but the model differs.
 
-On CUDA a halting model runs as CUDA graphs; then the plain ones do, too, one graph per batch size.
+On CUDA a halting model runs as CUDA graphs; then the plain ones do, too, one graph per batch size. On the CPU
+neither calls its modules one by one (`halting.straight`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from odn_hybrid.deploy.halting.graphflow import Replay
+from odn_hybrid.deploy.halting.straight import Direct
 from odn_hybrid.deploy.truncation.truncate import compiled
 from odn_hybrid.execution import Execution
 
@@ -66,6 +68,8 @@ def formed(model: nn.Module, execution: Execution, device: torch.device) -> nn.M
     model = model.to(device).eval()
     if execution.compile:
         model = compiled(model)
+    elif device.type == "cpu":
+        model = Direct(model)
     if execution.precision != "fp32":
         model = _Cast(model, execution, device)
     return (Captured(model, device) if device.type == "cuda" else model).eval()

@@ -20,7 +20,8 @@ from odn_hybrid.cost import measure
 from odn_hybrid.deploy.comparing.forms import captured_call
 from odn_hybrid.deploy.comparing.turns import Array, boot, interval
 from odn_hybrid.deploy.halting import HaltingModel
-from odn_hybrid.deploy.halting.segments import Segment, Step, segments_of
+from odn_hybrid.deploy.halting.choosing import image_layout
+from odn_hybrid.deploy.halting.segments import Segment, Step, segments_of, steps_of, straighten
 from odn_hybrid.trunk import State
 
 __all__ = ["exits_taken", "halting_shares", "ideal_speed"]
@@ -62,6 +63,7 @@ def ideal_speed(
         exit, the mean number of inputs that enter it and its mean share of the full model's time.
     """
     segments = segments_of(model.network, model.looked)
+    straighten(segments, image_layout(model.network), model.execution)
     entering = _entering(segments, taken)
     sizes = [_anchors(numbers) for numbers in entering]
     calls: dict[str, Callable[[], object]] = {"full": lambda: full(batches[0])}
@@ -109,7 +111,7 @@ def _calls(
 
     Run as the halting model runs them: in its precision, compiled, as CUDA graphs.
     """
-    steps = [segment.step(compiled=model.execution.compile) for segment in segments]
+    steps = steps_of(segments, model.execution, batch.device)
     calls: dict[str, Callable[[], object]] = {}
     for n in sorted({n for some in sizes for n in some}):
         entry: State | Tensor = batch[:n].clone(memory_format=torch.preserve_format)

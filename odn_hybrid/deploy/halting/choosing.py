@@ -14,7 +14,7 @@ from odn_hybrid.deploy.halting.deviceflow import DeviceFlow
 from odn_hybrid.deploy.halting.graphflow import GraphFlow
 from odn_hybrid.deploy.halting.hostflow import Answers, HostFlow, Part
 from odn_hybrid.deploy.halting.profit import Gathering
-from odn_hybrid.deploy.halting.segments import segments_of
+from odn_hybrid.deploy.halting.segments import Step, segments_of, steps_of, straighten
 from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.stopping import HaltingTable
@@ -84,11 +84,17 @@ class Flows:
             self._made[key] = self._make(device, plain)
         return self._made[key]
 
+    def straighten(self) -> None:
+        """Spare segments the calls of their modules, where that can be: see `straight`."""
+        straighten(self.segments, self.layout, self.execution)
+
     def _make(self, device: torch.device, plain: bool) -> Flow:
         times = self.gathers.times
         if times is not None and times.form != self.execution.name(device):
             self.gathers.times = None  # measured elsewhere
-        steps = [segment.step(compiled=self.execution.compile and not plain) for segment in self.segments]
+        steps: list[Step] = [segment.run for segment in self.segments]
+        if not plain:
+            steps = steps_of(self.segments, self.execution, device)
 
         def casting() -> AbstractContextManager[Any]:
             return self.execution.casting(device)

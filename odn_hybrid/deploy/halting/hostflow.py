@@ -102,25 +102,27 @@ class HostFlow:
         writer = _Writer(len(images))
         state: State | Tensor = images.contiguous(memory_format=self.layout)
         seen: Seen | None = None
-        rows: NDArray[np.intp] = np.arange(len(images))  # whose the rows of the state are
-        waiting = np.ones(len(images), dtype=bool)  # which of these rows have no answer yet
+        rows: NDArray[np.intp] | None = None  # whose the rows of the state are; None: everybody's, in order
+        waiting: NDArray[np.bool_] | None = None  # which of these have no answer yet; None: all
         last = len(self.steps) - 1
         for index, (step, number) in enumerate(zip(self.steps, self.numbers, strict=True)):
             state, answers = step(state)
             stops, seen = self.looker.look(number, _plain(answers), seen)
+            if waiting is None:
+                waiting = np.ones_like(stops)
             halts = waiting if index == last else waiting & stops
             leaving = np.flatnonzero(halts)
             if not leaving.size:
                 continue
-            writer.write(rows[leaving], seen.select(leaving), number)
+            writer.write(leaving if rows is None else rows[leaving], seen.select(leaving), number)
             waiting = waiting & ~halts
             staying = np.flatnonzero(waiting)
             if not staying.size:
                 break
-            if self.gathers(index, len(rows), len(staying)):
+            if self.gathers(index, len(stops), len(staying)):
                 state = state.select(torch.from_numpy(staying))
-                seen, rows = seen.select(staying), rows[staying]
-                waiting = np.ones(len(staying), dtype=bool)
+                seen, rows = seen.select(staying), staying if rows is None else rows[staying]
+                waiting = None
         return writer.answers()
 
     def parts(self, images: Tensor) -> list[Part]:
@@ -164,29 +166,25 @@ def check_finite(images: Tensor) -> None:
 
 
 class _Writer:
-    """Collects answers; who leave together and are everybody need no copy."""
+    """Collects the answers of `count` inputs, who leave in groups."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.logits: NDArray[np.float32] | None = None
-        self.confidence = np.empty(count, dtype=np.float32)
-        self.taken = np.empty(count, dtype=np.int64)
-        self.answered = np.empty(count, dtype=np.int64)
 
     def write(self, rows: NDArray[np.intp], seen: Seen, number: int) -> None:
         """Inputs `rows` stop at exit `number` with what `seen` holds of them."""
-        if self.logits is None:
+        if self.logits is None:  # not before: what is called now finds numpy's code in the caches
             self.logits = np.empty((self.count, seen.logits.shape[1]), dtype=np.float32)
-        self.logits[rows], self.confidence[rows] = seen.logits, seen.confidence
-        self.taken[rows] = number
-        self.answered[rows] = number if seen.exit is None else seen.exit
+            self.confidence = np.empty(self.count, dtype=np.float32)
+            self.taken = np.empty(self.count, dtype=np.int64)
+            self.answered = self.taken if seen.exit is None else np.empty(self.count, dtype=np.int64)
+        self.logits[rows], self.confidence[rows], self.taken[rows] = seen.logits, seen.confidence, number
+        if seen.exit is not None:  # with recall: else it is where they stopped
+            self.answered[rows] = seen.exit
 
     def answers(self) -> Answers:
         """All of them, as tensors."""
         assert self.logits is not None
-        return Answers(
-            torch.from_numpy(self.logits),
-            torch.from_numpy(self.confidence),
-            torch.from_numpy(self.taken),
-            torch.from_numpy(self.answered),
-        )
+        found = (self.logits, self.confidence, self.taken, self.answered)
+        return Answers(*map(torch.from_numpy, found))

@@ -171,6 +171,7 @@ class HaltingModel(nn.Module):
         )
         images = images.to(device=like.device, dtype=like.dtype)
         with torch.inference_mode(False), torch.no_grad():
+            self._flows.straighten()
             times = segment_times(
                 self._flows.of(self._standing.weights, made_of=self._standing.made_of),
                 images,

@@ -6,6 +6,7 @@ survivors are gathered when a tenth of the batch has left. A profit test like th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +64,13 @@ class SegmentTimes:
 
 def _between(sizes: Sequence[int], seconds: Sequence[float], batch: float) -> float:
     """Seconds at a batch size: interpolated, and in proportion beyond the sizes measured."""
-    if batch > sizes[-1]:
+    if batch >= sizes[-1]:
         return seconds[-1] * batch / sizes[-1]
-    return float(np.interp(batch, sizes, seconds))
+    if batch <= sizes[0]:
+        return seconds[0]
+    above = bisect_right(sizes, batch)  # in plain numbers: asked after every segment, numpy's costs more
+    share = (batch - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
+    return seconds[above - 1] + share * (seconds[above] - seconds[above - 1])
 
 
 class Gathering:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from odn_hybrid.deploy.halting.registering import registered
+from odn_hybrid.deploy.halting.straight import Straight, straightened
+from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.trunk import State
 
-__all__ = ["Segment", "Step", "flat", "segments_of"]
+__all__ = ["Segment", "Step", "flat", "segments_of", "steps_of", "straighten"]
 
 #: Images, or a state at the exit before -> the state and the logits (batch, classes) at the next exit.
 Step = Callable[[State | Tensor], tuple[State, Tensor]]
@@ -51,6 +53,7 @@ class Segment(nn.Module):
         # Modules one after another are called at once; steps with bookkeeping between them cost microseconds.
         self._chain = self._route.chain(self._depth, network.units[stop - 1], stem=not start)
         self._known: tuple[int, list[nn.Module]] = (-1, [])
+        self._straight: Straight | None = None
 
     def forward(self, *tensors: Any) -> tuple[Any, ...]:
         """See the class."""
@@ -76,12 +79,45 @@ class Segment(nn.Module):
     def run(self, entry: State | Tensor) -> tuple[State, Tensor]:
         """From images or a state to the state and the logits at exit `stop`."""
         if self._chain is not None:
-            x = entry if isinstance(entry, Tensor) else entry.x
-            for part in self._parts():
-                x = part(x)
-            state = State(x, self.network.units[self.stop - 1], (), (), self._route)
-            return state, self.network.classify(self.stop, state)
+            return self._chained(entry if isinstance(entry, Tensor) else entry.x)
         return self._run(entry)
+
+    def quick(self, entry: State | Tensor) -> tuple[State, Tensor]:
+        """The same, by what `straighten` wrote down, for as long as that holds."""
+        straight = self._straight
+        if straight is None:
+            return self.run(entry)
+        x = entry if isinstance(entry, Tensor) else entry.x
+        if not straight.holds(x):
+            self._straight = None if straight.gone else straight
+            return self.run(entry)
+        x, logits = straight.function(x)
+        return State(x, self.network.units[self.stop - 1], (), (), self._route), logits
+
+    def straighten(self, entry: State | Tensor) -> None:
+        """Make `quick` quick, where that can be; `entry` is an example."""
+        if self._chain is None:
+            return
+        network = self.network
+        heads: list[nn.Module] = []
+        if network.own_head(self.stop):
+            heads += [network.backbone.get_submodule(name) for name in network.trunk.after_names]
+        else:
+            heads.append(network.heads[self.stop - 1])
+        called = [module for part in (*self._parts(), *heads) for module in part.modules()]
+        x = entry if isinstance(entry, Tensor) else entry.x
+        self._straight = straightened(self._through, called, network, x)
+
+    def _through(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        state, logits = self._chained(x)
+        return state.x, logits
+
+    def _chained(self, x: Tensor) -> tuple[State, Tensor]:
+        """`run` of modules one after another."""
+        for part in self._parts():
+            x = part(x)
+        state = State(x, self.network.units[self.stop - 1], (), (), self._route)
+        return state, self.network.classify(self.stop, state)
 
     def _run(self, entry: State | Tensor) -> tuple[State, Tensor]:
         """The same, looking nothing up outside, which compilers and exporters would have to follow."""
@@ -97,10 +133,8 @@ class Segment(nn.Module):
             self._known = (now, [self.network.backbone.get_submodule(name) for name in self._chain])
         return self._known[1]
 
-    def step(self, *, compiled: bool = False) -> Step:
-        """`run`, or the same through `torch.compile`."""
-        if not compiled:
-            return self.run
+    def compiled(self) -> Step:
+        """`run` through `torch.compile`."""
         function = torch.compile(self)
 
         def step(entry: State | Tensor) -> tuple[State, Tensor]:
@@ -121,3 +155,25 @@ def segments_of(network: MultiExit, exits: Sequence[int], route: Any = None) -> 
         Segment(network, start, stop, ends=stop == exits[-1], route=route)
         for start, stop in pairwise((0, *exits))
     ]
+
+
+def steps_of(segments: Sequence[Segment], execution: Execution, device: torch.device) -> list[Step]:
+    """How segments run on a device: compiled, or by as few calls as `straighten` left them."""
+    if execution.compile:
+        return [segment.compiled() for segment in segments]
+    return [segment.quick if device.type == "cpu" else segment.run for segment in segments]
+
+
+@torch.no_grad()
+def straighten(segments: Sequence[Segment], layout: torch.memory_format, execution: Execution) -> None:
+    """Spare consecutive segments from the images on the calls of their modules: on the CPU, not compiled."""
+    network = segments[0].network
+    like = next(network.parameters())
+    if like.device.type != "cpu" or execution.compile:
+        return
+    images = torch.rand(1, *network.trunk.image_shape, generator=torch.Generator().manual_seed(0))
+    entry: State | Tensor = images.to(like.dtype).contiguous(memory_format=layout)
+    with execution.casting(like.device):
+        for segment in segments:
+            segment.straighten(entry)
+            entry, _ = segment.run(entry)

@@ -121,7 +121,7 @@ def _whole(model: HaltingModel, transform: Transform | None) -> Opened:
     network, exit = model.network, model.last
     scale = model.policy.calibration
     stages = PlainStages(
-        _AtExit(network, exit),
+        _AtExit(network, exit).eval(),
         image_shape=network.trunk.image_shape,
         classes=network.trunk.num_classes,
         exit=exit,

@@ -12,7 +12,7 @@ from torch import Tensor
 from odn_hybrid.deploy.halting import HaltingModel
 from odn_hybrid.deploy.halting.choosing import image_layout
 from odn_hybrid.deploy.halting.profit import SegmentTimes
-from odn_hybrid.deploy.halting.segments import segments_of
+from odn_hybrid.deploy.halting.segments import segments_of, steps_of, straighten
 from odn_hybrid.deploy.halting.standing import Standing
 from odn_hybrid.serve.stages.protocol import Held
 from odn_hybrid.serve.stages.rows import Rows, gathered, shares_of
@@ -57,9 +57,9 @@ class HaltingStages:
             shares = shares_of(ends, None if model.reference is None else model.reference[1])
         self.shares = tuple(shares)
         self.runtime = model.execution.name(self._device)
-        self._steps = [
-            segment.step(compiled=model.execution.compile) for segment in segments_of(network, ends)
-        ]
+        segments = segments_of(network, ends)
+        straighten(segments, self._layout, model.execution)
+        self._steps = steps_of(segments, model.execution, self._device)
 
     @property
     def certified(self) -> bool:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from odn_hybrid.deploy.halting.profit import SegmentTimes
+from odn_hybrid.deploy.halting.straight import Direct
 from odn_hybrid.execution import Execution
 from odn_hybrid.serve.stages.protocol import Held
 from odn_hybrid.serve.stages.rows import Rows, gathered
@@ -42,9 +43,9 @@ class PlainStages:
         calibration: Calibration | None = None,
         execution: Execution | None = None,
     ) -> None:
-        self._model: nn.Module | None = model
         like = next(model.parameters())
         self._device, self._dtype = like.device, like.dtype
+        self._model: nn.Module | None = Direct(model) if self._device.type == "cpu" else model
         self._layout = _layout(model)
         self._execution = execution or Execution()
         if calibration is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,18 +19,17 @@ from odn_hybrid.stopping.policies.tables import HaltingTable
 __all__ = ["Looker", "One", "Seen"]
 
 
-@dataclass(frozen=True)
-class Seen:
+#: What the methods `max` and `sum` of arrays call in the end.
+_largest, _sum = np.maximum.reduce, np.add.reduce
+
+
+class Seen(NamedTuple):
     """What is remembered of the inputs still running.
 
-    Attributes:
-        logits: (batch, classes) of the answer so far.
-        confidence: (batch,) its calibrated probability.
-        exit: (batch,) whose answer it is, by its number in the table; None where it is the latest exit's for
-            all.
-        said: (batch,) the latest exit's answer.
-        streak: (batch,) exits in a row that gave it; None where the table doesn't ask.
-        score: (batch,) readiness to stop.
+    `logits` (batch, classes) of the answer so far and `confidence` (batch,), its calibrated probability;
+    `exit` (batch,), whose answer it is by its number in the table, None where it is the latest exit's for
+    all; `said` (batch,), the latest exit's answer; `streak` (batch,) exits in a row that gave it, None where
+    the table doesn't ask; `score` (batch,), readiness to stop.
 
     Example:
         >>> import numpy as np
@@ -136,6 +134,9 @@ class Looker:
         scales, shifts = table.calibration.scales, table.calibration.shifts
         self._scales = [np.asarray(row, dtype=np.float64) for row in scales]
         self._shifts = [np.asarray(row, dtype=np.float64) if np.any(row) else None for row in shifts]
+        # Where the calibration keeps the order of the classes, the answer's own weight is the largest.
+        pairs = zip(self._scales, self._shifts, strict=True)
+        self._ordered = [len(scale) == 1 and scale[0] > 0 and shift is None for scale, shift in pairs]
         self._alike = [row[0] == row[1] for row in table.rows]
         self._rules = [
             [(np.asarray(edges, dtype=np.float64), np.asarray(stops, dtype=bool)) for edges, stops in row]
@@ -182,17 +183,17 @@ class Looker:
         shift = self._shifts[number - 1]
         if shift is not None:
             weights += shift
-        weights -= weights.max()
+        weights -= weights[said] if self._ordered[number - 1] else _largest(weights)
         kind, classes = self.table.score, len(weights)
         logs = weights.copy() if kind == "entropy" else weights
-        np.exp(weights, out=weights)
-        total, own = float(weights.sum()), float(weights[said])
+        np.exp(weights, weights)
+        total, own = float(_sum(weights)), float(weights[said])
         sure = own / total
         if kind == "margin":
             weights[said] = 0.0
-            return sure, (own - float(weights.max())) / total
+            return sure, (own - float(_largest(weights))) / total
         if kind == "entropy" and classes > 1:
-            entropy = float(np.log(total)) - float((weights * logs).sum()) / total
+            entropy = float(np.log(total)) - float(_sum(weights * logs)) / total
             return sure, 1.0 - entropy / math.log(classes)
         return sure, 1.0 if kind == "entropy" else sure
 
@@ -204,18 +205,19 @@ class Looker:
         shift = self._shifts[number - 1]
         if shift is not None:
             weights += shift
-        weights -= weights.max(1, keepdims=True)
+        rows, ordered = np.arange(len(said)), self._ordered[number - 1]
+        weights -= (weights[rows, said] if ordered else _largest(weights, 1))[:, None]
         kind, classes = self.table.score, weights.shape[1]
         logs = weights.copy() if kind == "entropy" else weights
-        np.exp(weights, out=weights)
-        total, rows = weights.sum(1), np.arange(len(said))
-        own = weights[rows, said]
+        np.exp(weights, weights)
+        total = _sum(weights, 1)
+        own: Any = 1.0 if ordered else weights[rows, said]
         sure = own / total
         if kind == "margin":
             weights[rows, said] = 0.0
-            return sure, (own - weights.max(1)) / total
+            return sure, (own - _largest(weights, 1)) / total
         if kind == "entropy":
-            entropy = np.log(total) - (weights * logs).sum(1) / total
+            entropy = np.log(total) - _sum(weights * logs, 1) / total
             return sure, 1.0 - entropy / math.log(classes) if classes > 1 else np.ones_like(sure)
         return sure, sure
 
@@ -224,11 +226,10 @@ class Looker:
         assert self.table.recall is not None
         place = np.full(len(now.said), number, dtype=np.int64)
         if before is None:
-            return replace(now, exit=place)
+            return now._replace(exit=place)
         assert before.exit is not None
         keeps = before.confidence - now.confidence >= self.table.recall[number - 1]
-        return replace(
-            now,
+        return now._replace(
             logits=np.where(keeps[:, None], before.logits, now.logits),
             confidence=np.where(keeps, before.confidence, now.confidence),
             exit=np.where(keeps, before.exit, place),
