@@ -6,7 +6,7 @@
 A trial trains the shared small network (configs/cifar10_small.yaml) on a shorter schedule. It writes its
 history, and accuracy against mean MACs of two families of policies, fitted on the calibration split,
 on the test split and on the development images (selection and certification, which neither training nor
-policies use). Trials are ranked on the development images alone. `record` gathers them.
+policies use). Trials are ranked on the development images alone. `record` adds them to the record.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import relaxations  # noqa: F401  (registers the candidates)
 from halting_policies import hull_at
-from record import commit, write_record
+from record import commit, gathered, write_record
 from safetensors.numpy import save_file
 from schedules import short_schedule
 
@@ -32,6 +32,7 @@ from odn_hybrid.stopping import curve, policy_path
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "cifar10_small.yaml"
 POLICIES = ("snell", "confidence")
+RECORD = "depth_reg_trials"
 
 
 def relaxed(kind: str, **args: Any) -> dict[str, Any]:
@@ -141,13 +142,14 @@ TARGETS = (0.80, 0.82, 0.84, 0.85, 0.86, 0.87, 0.88)  # accuracies at which netw
 
 
 def gather(folder: Path) -> None:
-    """Write the record of all trials in `folder`."""
-    trials = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """Add the trials in `folder` to the record."""
+    new = [without_settings(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    trials = gathered(RECORD, "trials", new, lambda one: (one["name"], len(one["history"]), seed_of(one)))
     summary = [
         {
             "name": trial["name"],
             "epochs": len(trial["history"]),
-            "seed": trial["changes"]["seed"],
+            "seed": seed_of(trial),
             "best": {split: best(trial, split) for split in ("development", "test")},
             "exits": trial["development"],
             "share_needed": {split: needed(trial, split) for split in ("development", "test")},
@@ -155,14 +157,18 @@ def gather(folder: Path) -> None:
         for trial in trials
     ]
     claim = "what networks trained by depth_reg, its candidates and tuned joint objectives need in mean MACs"
-    data = {"targets": TARGETS, "summary": summary, "trials": [without_settings(trial) for trial in trials]}
-    print(write_record("depth_reg_trials", claim, data))
+    print(write_record(RECORD, claim, {"targets": TARGETS, "summary": summary, "trials": trials}))
+
+
+def seed_of(trial: dict[str, Any]) -> int:
+    """Of splits, weights and batches."""
+    return int(trial["changes"]["seed"])
 
 
 def points(trial: dict[str, Any], split: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean costs (shares of the whole network's) and accuracies of the Snell policies."""
-    rows = trial["curves"]["snell"][split]
-    return np.array([row["share"] for row in rows]), np.array([row["accuracy"]["value"] for row in rows])
+    cost, accuracy = np.array(trial["curves"]["snell"][split]).T
+    return cost, accuracy
 
 
 def best(trial: dict[str, Any], split: str) -> float:

@@ -2,7 +2,7 @@
 
     python benchmarks/halting_cost.py                      # resnet50 and vit_small at 224, resnet18 at 32
     python benchmarks/halting_cost.py --device cuda --batches 64,256
-    python benchmarks/halting_cost.py --networks resnet18 --rounds 3     # to try it out
+    python benchmarks/halting_cost.py --networks resnet18 --seconds 1    # to try it out
 
 Networks have random weights: nothing but speed is measured. An exit stands after a quarter, a half and three
 quarters of the units, and thresholds are set on the very images, so that a given share of those who come to
@@ -94,7 +94,7 @@ def prescribed(case: Case, images: Tensor, share: float) -> HaltingTable:
     return HaltingTable.of_thresholds([*limits, 0.0], flat)
 
 
-def run_case(case: Case, batch: int, rounds: int) -> list[dict[str, Any]]:
+def run_case(case: Case, batch: int, rounds: int, least: float) -> list[dict[str, Any]]:
     """All patterns at one batch size."""
     images = case.images(batch)
     found = []
@@ -111,7 +111,9 @@ def run_case(case: Case, batch: int, rounds: int) -> list[dict[str, Any]]:
         if case.device.type == "cpu":
             things["plain, direct"] = plain(case, images, Direct(case.network.backbone).eval())
         things |= segment_runs(case, images, survivors)
-        timings = measure(things, rounds=rounds, warmup=3, device=case.device.type)
+        tried = measure(things, rounds=3, warmup=3, device=case.device.type)
+        once = sum(timing.median for timing in tried.values())
+        timings = measure(things, rounds=max(rounds, int(least / once)), warmup=3, device=case.device.type)
         seconds = {name: np.array(timing.seconds) for name, timing in timings.items()}
         ideal = sum(seconds[name] for name in seconds if name.startswith("segment"))
         row = {
@@ -210,7 +212,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="at least; half of them from batch 64 on")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of rounds for each row, at least")
     parser.add_argument("--name", default=None, help="of the record")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -220,7 +223,8 @@ def main() -> None:
     for name in args.networks.split(","):
         case = make_case(name, device, execution)
         for batch in map(int, args.batches.split(",")):
-            rows += run_case(case, batch, args.rounds if batch < 64 else max(3, args.rounds // 2))
+            rounds = args.rounds if batch < 64 else max(3, args.rounds // 2)
+            rows += run_case(case, batch, rounds, args.seconds)
     claim = "dynamic halting takes at most 1.10 x the sum of its segments' own times"
     data = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

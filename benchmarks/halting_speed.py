@@ -1,14 +1,14 @@
 """Certified dynamic halting against the full network, static truncation and earlyon, side by side.
 
     python benchmarks/halting_speed.py --data cifar10.npz --run RUN [--threads 2] [--compile]
-        [--plain FOLDER [--train-plain EPOCHS]] [--earlyon]
+        [--plain FOLDER] [--earlyon]
 
 RUN is a finished fit; promises are attempts on its certification split and enter its ledger (the same again
 is none). Two dynamic models are made, for throughput in batches of 64 and for latency at batch 1, and the
 one that was made for it is compared at each batch size. Static models are the fit's own choice and the
 shallowest exits at least as accurate as that model on the selection and on the test split. FOLDER is a
-network of the same architecture trained by itself (with --train-plain it is trained now, on the fit's splits,
-by the fit's recipe but for the objective); the full model is the better of the two on the selection split.
+network of the same architecture trained by itself, as plain_twin.py leaves it; the full model is the better
+of the two on the selection split.
 All are folded and have their channels last; every round runs the same real test images through all of them,
 in turns. --compile adds a second pass, in which all but earlyon (which refuses) are compiled; the dynamic
 policy stays as it is and isn't certified there.
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from earlyon_speed import Goal, peers
 from halting_figures import shown, verdict
-from halting_subjects import Halting, compiled_twin, halting_models, plain_of, right_of, train_plain
+from halting_subjects import Halting, compiled_twin, halting_models, plain_of, right_of, training_of
 from numpy.typing import NDArray
 from record import write_record
 from speeds import Entry, accuracy, agreement, batches_for, difference, ratios, timed
@@ -216,8 +216,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="CIFAR-10 as .npz")
     parser.add_argument("--run", type=Path, required=True, help="a finished fit")
-    parser.add_argument("--plain", type=Path, help="folder of a network trained by itself")
-    parser.add_argument("--train-plain", type=int, metavar="EPOCHS", help="train it, if there is no folder")
+    parser.add_argument("--plain", type=Path, help="what plain_twin.py left")
     parser.add_argument("--earlyon", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--drop", type=float, default=0.01)
@@ -226,10 +225,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, help="[default: torch's]")
     parser.add_argument("--name", default="halting_speed", help="of the record")
-    args = parser.parse_args()
-    if args.train_plain and not args.plain:
-        parser.error("--train-plain needs --plain, the folder to keep it in")
-    return args
+    return parser.parse_args()
 
 
 def prepared(args: argparse.Namespace) -> tuple[Setting, dict[str, Any]]:
@@ -242,8 +238,7 @@ def prepared(args: argparse.Namespace) -> tuple[Setting, dict[str, Any]]:
         raise SystemExit(
             "earlyon's last exit is the backbone's own: --earlyon needs a run that kept all of it"
         )
-    if args.train_plain and not args.plain.exists():
-        train_plain(run, data, args.train_plain, args.plain)
+    training = training_of(args.plain, run) if args.plain else None
     form = Execution(fold=True)
     folded: MultiExit = served(run.network, form).to(memory_format=torch.channels_last)
     records = {
@@ -257,10 +252,9 @@ def prepared(args: argparse.Namespace) -> tuple[Setting, dict[str, Any]]:
     if args.plain:
         model = plain_of(args.plain)
         plain = (model, {split: right_of(model, run, data, split) for split in ("selection", "test")})
-        log = args.plain / "training.json"
         of_plain = {
             "accuracy": {split: accuracy(right) for split, right in plain[1].items()},
-            "training": json.loads(log.read_text()) if log.is_file() else None,
+            "training": training,
         }
     sizes = tuple(int(size) for size in args.batches.split(","))
     test = data.splits["test"]

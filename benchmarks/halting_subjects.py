@@ -1,35 +1,29 @@
-"""What halting_speed.py compares: a network trained by itself, and the dynamic models of a run."""
+"""What halting_speed.py compares: a network that was trained by itself, and the dynamic models of a run."""
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from alone import train_alone
 from numpy.typing import NDArray
-from record import commit
-from schedules import short_schedule
 from speeds import accuracy
 from torch import nn
 
 import odn_hybrid as odn
-from odn_hybrid.config import FitConfig, from_dict, replace_fields
 from odn_hybrid.data import Data, make_loader
 from odn_hybrid.deploy.comparing.ideal import halting_shares
 from odn_hybrid.deploy.halting import HaltingModel
-from odn_hybrid.deploy.truncation.truncate import truncate
 from odn_hybrid.errors import CertificateError
 from odn_hybrid.execution import Execution
 from odn_hybrid.folding import apply_fold, fold_pairs
 from odn_hybrid.outputs import ExitRecord, served
 from odn_hybrid.run import Run
 
-__all__ = ["Halting", "compiled_twin", "halting_models", "plain_of", "right_of", "train_plain"]
+__all__ = ["Halting", "compiled_twin", "halting_models", "plain_of", "right_of", "training_of"]
 
 AIMS = {"throughput": 64, "latency": 1}
 
@@ -37,24 +31,17 @@ AIMS = {"throughput": 64, "latency": 1}
 # --- a network trained by itself ----------------------------------------------------------------------
 
 
-def train_plain(run: Run, data: Data, epochs: int, into: Path) -> None:
-    """Train the run's architecture, up to its reference, by itself; kept as static models are."""
-    recipe = from_dict(FitConfig, run.parts.config["recipe"])
-    config = replace_fields(
-        recipe, {**short_schedule(epochs), "objective.name": "cross_entropy", "objective.args": {}}
-    )
-    begun = time.perf_counter()
-    found = train_alone(
-        config, data, run.report_["reference"]["units"], listener=lambda row: print(row["epoch"], row["loss"])
-    )
-    odn.save(truncate(found.network, found.exit), into)
-    told = {"epochs": epochs, "seed": config.seed, "commit": commit(), "history": found.history}
-    told["seconds"] = round(time.perf_counter() - begun)
-    (into / "training.json").write_text(json.dumps(told))
+def training_of(folder: Path, run: Run) -> dict[str, Any]:
+    """How the network in a folder of plain_twin.py was trained; it has to be a twin of the run's."""
+    told: dict[str, Any] = json.loads((folder / "training.json").read_text())
+    splits = {name: known["digest"] for name, known in run.parts.config["data"]["splits"].items()}
+    if told["splits"] != splits or told["units"] != run.report_["reference"]["units"]:
+        raise SystemExit(f"{folder} was trained on other data, or to another depth, than the run")
+    return told
 
 
 def plain_of(folder: Path) -> nn.Module:
-    """The network of `train_plain`, folded, its channels last."""
+    """The network of plain_twin.py, folded, its channels last."""
     model: nn.Module = odn.load(folder).eval()
     shape = model.__dict__["_odn_plan"].image_shape
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))

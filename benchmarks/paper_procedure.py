@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_resnet18 import PAPER, published_macs
-from record import write_record
+from record import commit, gathered, write_record
 
 from odn_hybrid.asking import described, make_backbone, make_preprocess
 from odn_hybrid.config import FitConfig, replace_fields, to_dict
@@ -271,6 +271,7 @@ def run(args: argparse.Namespace) -> None:
             "tuned": tuned(results),
             "tests": list(tracer.tested().values()),
             "splits": tracer.data.describe(),
+            "commit": commit(),
             "environment": environment(),
             "history": tracer.engine.history,
         }
@@ -280,8 +281,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def record(args: argparse.Namespace) -> None:
-    """Write the record of finished traces."""
-    runs = [json.loads(path.read_text()) for path in sorted(Path(args.runs).glob("seed*/results.json"))]
+    """Add finished traces to the record."""
+    new = [json.loads(path.read_text()) for path in sorted(Path(args.runs).glob("seed*/results.json"))]
+    runs = gathered(args.name, "runs", new, lambda one: one["seed"])
     published = published_macs()
     for one in runs:
         for row in one["results"]:
@@ -305,7 +307,7 @@ def main() -> None:
     part.add_argument("--augment", default="none", choices=("none", "shift"), help="none as published")
     part.add_argument("--warmup-epochs", type=float, default=3.0)
     part.set_defaults(do=run)
-    part = parts.add_parser("record", help="write the record of finished traces")
+    part = parts.add_parser("record", help="add finished traces to the record")
     part.add_argument("runs")
     part.add_argument("--name", default="paper_procedure")
     part.set_defaults(do=record)

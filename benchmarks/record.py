@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ def write_record(name: str, claim: str, data: dict[str, Any]) -> Path:
     path = RECORDS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def gathered(
+    name: str, part: str, new: list[dict[str, Any]], same: Callable[[dict[str, Any]], Any]
+) -> list[dict[str, Any]]:
+    """List `part` of record NAME as it stands, with `new` entries added, or in place of the same ones.
+
+    For measurements that take days: entries tell their own commit and environment.
+    """
+    path = RECORDS / f"{name}.json"
+    known = json.loads(path.read_text())[part] if path.exists() else []
+    found = {json.dumps(same(one)): one for one in (*known, *new)}
+    return [found[key] for key in sorted(found)]
 
 
 def commit() -> str | None:

@@ -14,6 +14,7 @@ interpolated between neighbouring exits.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import math
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from record import write_record
+from record import commit, gathered, write_record
 
 import odn_hybrid as odn
 from odn_hybrid.data import make_loader
@@ -83,15 +84,16 @@ def trial(args: argparse.Namespace) -> None:
         "train_images": args.train,
         "changes": changes,
         "seconds": time.monotonic() - started,
+        "commit": commit(),
         "environment": environment(),
         "exits": run.exits_,
         "search": run.report_["search"],
         "bytes_of_all": held_bytes(run),
         "recalibrated": recalibrated(run) if run.network.norms else None,
         "history": run.history_,
+        "correct_bits": base64.b64encode(np.packbits(correct, axis=0).tobytes()).decode(),
     }
     stem = f"{args.network}-{args.name}-{args.epochs}-{args.seed}"
-    np.save(args.into / f"{stem}.npy", np.packbits(correct, axis=0))
     (args.into / f"{stem}.json").write_text(json.dumps(result))
     for row in run.exits_:
         print(row["macs_static"], row["accuracy"]["selection"]["value"], row["accuracy"]["test"]["value"])
@@ -201,6 +203,13 @@ def shared_range(thin: dict[str, Any], prefix: dict[str, Any]) -> list[tuple[int
     return found
 
 
+def correct_of(trial: dict[str, Any]) -> NDArray[np.float64]:
+    """Whether each test image was answered rightly at each exit, (n, exits), out of its packed bits."""
+    exits, n = trial["exits"], trial["exits"][0]["accuracy"]["test"]["n"]
+    bits = np.frombuffer(base64.b64decode(trial["correct_bits"]), dtype=np.uint8).reshape(-1, len(exits))
+    return np.unpackbits(bits, axis=0, count=n).astype(np.float64)
+
+
 def verdict(rows: list[dict[str, Any]]) -> str:
     """Which of the two is better in every seed, its interval included."""
     means = [row["mean_over_thin_networks"] for row in rows]
@@ -212,13 +221,12 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def record(trials: Path) -> None:
-    """Gather trials, compare, write the record."""
-    found = []
-    for path in sorted(trials.glob("*.json")):
-        one = json.loads(path.read_text())
-        n = one["exits"][0]["accuracy"]["test"]["n"]
-        one["correct"] = np.unpackbits(np.load(path.with_suffix(".npy")), axis=0, count=n).astype(np.float64)
-        found.append(one)
+    """Add trials to the record, and compare all that it holds."""
+    new = [json.loads(path.read_text()) for path in sorted(trials.glob("*.json"))]
+    raw = gathered(
+        "thin", "trials", new, lambda one: [one[key] for key in ("network", "epochs", "seed", "name")]
+    )
+    found = [{**one, "correct": correct_of(one)} for one in raw]
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in found:
         groups.setdefault(f"{one['network']}, {one['epochs']} epochs, seed {one['seed']}", []).append(one)
@@ -235,7 +243,6 @@ def record(trials: Path) -> None:
         for network, epochs in settings
     }
     summary = {"verdicts": verdicts, "comparisons": comparisons}
-    raw = [{key: value for key, value in one.items() if key != "correct"} for one in found]
     claim = "thin networks against prefixes of as many MACs on CIFAR-10, as many epochs of training for both"
     print(write_record("thin", claim, {"summary": summary, "trials": raw}))
     for row in comparisons:
