@@ -108,21 +108,21 @@ class HostFlow:
         for index, (step, number) in enumerate(zip(self.steps, self.numbers, strict=True)):
             state, answers = step(state)
             stops, seen = self.looker.look(number, _plain(answers), seen)
-            if waiting is None:
-                waiting = np.ones_like(stops)
-            halts = waiting if index == last else waiting & stops
-            leaving = np.flatnonzero(halts)
+            halts = stops if waiting is None else waiting & stops
+            leaving = halts.nonzero()[0]
             if not leaving.size:
                 continue
-            writer.write(leaving if rows is None else rows[leaving], seen.select(leaving), number)
-            waiting = waiting & ~halts
-            staying = np.flatnonzero(waiting)
+            writer.write(leaving if rows is None else rows[leaving], seen, leaving, number)
+            if index == last:
+                break
+            waiting = ~halts if waiting is None else waiting & ~halts
+            staying = waiting.nonzero()[0]
             if not staying.size:
                 break
             if self.gathers(index, len(stops), len(staying)):
                 state = state.select(torch.from_numpy(staying))
-                seen, rows = seen.select(staying), staying if rows is None else rows[staying]
-                waiting = None
+                rows, waiting = staying if rows is None else rows[staying], None
+                seen = seen.select(staying) if self.looker.remembers else None
         return writer.answers()
 
     def parts(self, images: Tensor) -> list[Part]:
@@ -172,16 +172,17 @@ class _Writer:
         self.count = count
         self.logits: NDArray[np.float32] | None = None
 
-    def write(self, rows: NDArray[np.intp], seen: Seen, number: int) -> None:
-        """Inputs `rows` stop at exit `number` with what `seen` holds of them."""
+    def write(self, rows: NDArray[np.intp], seen: Seen, places: NDArray[np.intp], number: int) -> None:
+        """Inputs `rows` stop at exit `number` with what `seen` holds of them at `places`."""
         if self.logits is None:  # not before: what is called now finds numpy's code in the caches
             self.logits = np.empty((self.count, seen.logits.shape[1]), dtype=np.float32)
             self.confidence = np.empty(self.count, dtype=np.float32)
             self.taken = np.empty(self.count, dtype=np.int64)
             self.answered = self.taken if seen.exit is None else np.empty(self.count, dtype=np.int64)
-        self.logits[rows], self.confidence[rows], self.taken[rows] = seen.logits, seen.confidence, number
+        self.logits[rows], self.confidence[rows] = seen.logits[places], seen.confidence[places]
+        self.taken[rows] = number
         if seen.exit is not None:  # with recall: else it is where they stopped
-            self.answered[rows] = seen.exit
+            self.answered[rows] = seen.exit[places]
 
     def answers(self) -> Answers:
         """All of them, as tensors."""

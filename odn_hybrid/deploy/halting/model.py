@@ -127,6 +127,7 @@ class HaltingModel(nn.Module):
         self.execution = execution or Execution()
         self.last = self.exits[-1]
         self.looked = tuple(self.exits[number - 1] for number in policy.needed)
+        self._shape = network.trunk.image_shape
         self._standing = Standing(network, certificate, policy, self.execution, self.exits)
         self._flows = Flows(network, policy, self.exits, self.execution, gathering)
         self.register_buffer("_exits", torch.tensor(self.exits), persistent=False)
@@ -140,18 +141,14 @@ class HaltingModel(nn.Module):
         # Not in inference mode, even if the caller is: buffers that are kept could not be written outside.
         outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
         with outside, torch.no_grad():
-            self._check_input(images)
             standing = self._standing
-            found = self._flows.of(standing.weights, made_of=standing.made_of, training=standing.training)(
-                images
-            )
+            weights = standing.weights
+            self._check_input(images, weights[0])
+            flow = self._flows.of(weights, made_of=standing.made_of, training=standing.training)
+            found = flow(images)
             certified = standing.speaks(images)
-            taken = found.taken - 1
-            exit = self._exits.index_select(0, taken)
-            answered = exit.clone()
-            if self.policy.recall is not None:
-                answered = self._exits.index_select(0, found.answered - 1)
-            units = self._units.index_select(0, taken)
+            exit, units = self._of(found.taken, self._exits), self._of(found.taken, self._units)
+            answered = self._of(found.answered, self._exits)
         return HaltingOutput(found.logits, exit, units, found.confidence, certified, answered)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1, 16, 64), *, rounds: int = 5) -> SegmentTimes:
@@ -232,14 +229,19 @@ class HaltingModel(nn.Module):
             )
         return DriftMonitor(*self.reference, exits=self.last, alpha=alpha, per=per)
 
-    def _check_input(self, images: Tensor) -> None:
-        like, shape = self._standing.weights[0], self.network.trunk.image_shape
+    @staticmethod
+    def _of(numbers: Tensor, known: Tensor) -> Tensor:
+        """What is known (policy's exits,) of exits by their numbers in the policy (batch,), from 1."""
+        if known.device.type == "cpu":  # by numpy: quicker where caches are cold
+            return torch.from_numpy(known.numpy()[numbers.numpy() - 1])
+        return known.index_select(0, numbers - 1)
+
+    def _check_input(self, images: Tensor, like: Tensor) -> None:
         if not isinstance(images, Tensor):
             raise InputError(f"images must be a tensor, not {type(images).__name__}; see run.transform")
-        if images.dim() != 4 or tuple(images.shape[1:]) != shape:
-            raise InputError(
-                f"images have shape {tuple(images.shape)}; expected (batch, {', '.join(map(str, shape))})"
-            )
+        if images.dim() != 4 or images.shape[1:] != self._shape:
+            want = ", ".join(map(str, self._shape))
+            raise InputError(f"images have shape {tuple(images.shape)}; expected (batch, {want})")
         if images.shape[0] == 0:
             raise InputError("the batch is empty")
         if images.dtype != like.dtype or images.device != like.device:

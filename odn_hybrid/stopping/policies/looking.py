@@ -28,24 +28,24 @@ class Seen(NamedTuple):
 
     `logits` (batch, classes) of the answer so far and `confidence` (batch,), its calibrated probability;
     `exit` (batch,), whose answer it is by its number in the table, None where it is the latest exit's for
-    all; `said` (batch,), the latest exit's answer; `streak` (batch,) exits in a row that gave it, None where
-    the table doesn't ask; `score` (batch,), readiness to stop.
+    all; `said` (batch,), the latest exit's answer, and `streak` (batch,) exits in a row that gave it, both
+    None where the table doesn't ask; `score` (batch,), readiness to stop.
 
     Example:
         >>> import numpy as np
         >>> from odn_hybrid.stopping import Calibration, HaltingTable, Looker
         >>> table = HaltingTable.of_thresholds([0.9, 0.9], Calibration.of_temperatures([1.0, 1.0]))
         >>> stops, seen = Looker(table).look(1, np.float32([[4.0, 0.0], [0.0, 1.0]]), None)
-        >>> seen.said.tolist(), seen.confidence.round(3).tolist()
-        ([0, 1], [0.982, 0.731])
-        >>> seen.select(np.flatnonzero(~stops)).said.tolist()  # of those that go on
-        [1]
+        >>> seen.confidence.round(3).tolist()
+        [0.982, 0.731]
+        >>> seen.select(np.flatnonzero(~stops)).confidence.round(3).tolist()  # of those that go on
+        [0.731]
     """
 
     logits: NDArray[np.float32]
     confidence: NDArray[np.float64]
     exit: NDArray[np.int64] | None
-    said: NDArray[np.int64]
+    said: NDArray[np.int64] | None
     streak: NDArray[np.int64] | None
     score: NDArray[np.float64]
 
@@ -55,7 +55,7 @@ class Seen(NamedTuple):
             self.logits[rows],
             self.confidence[rows],
             None if self.exit is None else self.exit[rows],
-            self.said[rows],
+            None if self.said is None else self.said[rows],
             None if self.streak is None else self.streak[rows],
             self.score[rows],
         )
@@ -117,6 +117,9 @@ class Looker:
     It decides as `table.decide` does, but needs no input's later exits. Arrays are taken as they are, without
     checks: what calls it has checked the images.
 
+    Attributes:
+        remembers: whether it asks for the memory of the look before; else None will do for `before`.
+
     Example:
         >>> import numpy as np
         >>> from odn_hybrid.stopping import Calibration, HaltingTable, Looker
@@ -138,25 +141,26 @@ class Looker:
         pairs = zip(self._scales, self._shifts, strict=True)
         self._ordered = [len(scale) == 1 and scale[0] > 0 and shift is None for scale, shift in pairs]
         self._alike = [row[0] == row[1] for row in table.rows]
-        self._rules = [
-            [(np.asarray(edges, dtype=np.float64), np.asarray(stops, dtype=bool)) for edges, stops in row]
-            for row in table.rows
-        ]
+        self._rules = [[_rule(*of) for of in row] for row in table.rows]
+        # Every call of numpy that is spared here is a part of a small network's time.
+        self._compares = table.score == "streak" or not all(self._alike)
+        self.remembers = self._compares or table.recall is not None
+        self._said = [self._compares or table.score == "margin" or not ordered for ordered in self._ordered]
 
     def look(
         self, number: int, logits: NDArray[np.float32], before: Seen | None
     ) -> tuple[NDArray[np.bool_], Seen]:
         """Exit `number` (from 1) gave `logits` (batch, classes): who stops (batch,), and the memory."""
-        said = logits.argmax(1)
+        said = logits.argmax(1) if self._said[number - 1] else None
         confidence, score = self._scored(number, logits, said)
         streak = None
         if self.table.score == "streak":
-            streak = np.ones(len(said), dtype=np.int64)
+            streak = np.ones(len(logits), dtype=np.int64)
             if before is not None:
                 assert before.streak is not None
                 streak = np.where(said == before.said, before.streak + 1, 1)
             score = streak.astype(np.float64)
-        seen = Seen(logits, confidence, None, said, streak, score)
+        seen = Seen(logits, confidence, None, said if self._compares else None, streak, score)
         if self.table.recall is not None:
             seen = self._recalled(number, before, seen)
         return self._decided(number, before, seen), seen
@@ -198,20 +202,20 @@ class Looker:
         return sure, 1.0 if kind == "entropy" else sure
 
     def _scored(
-        self, number: int, logits: NDArray[np.float32], said: NDArray[np.int64]
+        self, number: int, logits: NDArray[np.float32], said: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Calibrated probability of the answers, and the score."""
+        """Calibrated probability of the answers, and the score; `said` is given where `_said` asks for it."""
         weights = logits * self._scales[number - 1]  # in float64: see deploy/halting/deciding.py
         shift = self._shifts[number - 1]
         if shift is not None:
             weights += shift
-        rows, ordered = np.arange(len(said)), self._ordered[number - 1]
-        weights -= (weights[rows, said] if ordered else _largest(weights, 1))[:, None]
+        weights -= _largest(weights, 1, keepdims=True)
         kind, classes = self.table.score, weights.shape[1]
         logs = weights.copy() if kind == "entropy" else weights
         np.exp(weights, weights)
         total = _sum(weights, 1)
-        own: Any = 1.0 if ordered else weights[rows, said]
+        rows = None if said is None else np.arange(len(said))
+        own: Any = 1.0 if self._ordered[number - 1] else weights[rows, said]
         sure = own / total
         if kind == "margin":
             weights[rows, said] = 0.0
@@ -224,7 +228,7 @@ class Looker:
     def _recalled(self, number: int, before: Seen | None, now: Seen) -> Seen:
         """The answer so far is kept where it is more confident by at least the exit's handicap."""
         assert self.table.recall is not None
-        place = np.full(len(now.said), number, dtype=np.int64)
+        place = np.full(len(now.logits), number, dtype=np.int64)
         if before is None:
             return now._replace(exit=place)
         assert before.exit is not None
@@ -239,16 +243,19 @@ class Looker:
     def _decided(self, number: int, before: Seen | None, seen: Seen) -> NDArray[np.bool_]:
         differs, same = self._rules[number - 1]
         if number == len(self.table):
-            return np.ones(len(seen.said), dtype=bool)
-        stops = _ruled(differs, seen.score)
+            return np.ones(len(seen.logits), dtype=bool)
+        stops = differs(seen.score)
         if before is None or self._alike[number - 1]:
             return stops
-        return np.where(seen.said == before.said, _ruled(same, seen.score), stops)
+        return np.where(seen.said == before.said, same(seen.score), stops)
 
 
-def _ruled(
-    rule: tuple[NDArray[np.float64], NDArray[np.bool_]], score: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    edges, stops = rule
-    decided: NDArray[np.bool_] = stops[edges.searchsorted(score, side="right")]
-    return decided
+def _rule(
+    edges: Sequence[float], stops: Sequence[bool]
+) -> Callable[[NDArray[np.float64]], NDArray[np.bool_]]:
+    """Scores -> who stops: `stops[i]` from edge i - 1 up to, not including, edge i."""
+    limits, decided = np.asarray(edges, dtype=np.float64), np.asarray(stops, dtype=bool)
+    if decided.tolist() == [False, True]:  # a threshold, by quicker calls
+        limit = limits[0]
+        return lambda score: ~(score < limit)
+    return lambda score: decided[limits.searchsorted(score, side="right")]
