@@ -178,6 +178,13 @@ class Batched(nn.Module):
         return x + 2 * x.shape[0]
 
 
+class Cut(nn.Module):
+    """Keeps as many rows as there are, as a plain number: none of few rows tells it from a constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[: int(x.shape[0])] * 2
+
+
 class Reshaped(nn.Module):
     """Passes the batch size on, and collects what it cats in a list that goes on growing."""
 
@@ -215,7 +222,7 @@ def written(*modules: nn.Module) -> Any:
     return root, straightened(root, root.modules(), root, torch.rand(1, 2))
 
 
-@pytest.mark.parametrize("odd", [Looking(), Counting(), Batched(), Holding(), nn.Dropout().train()])
+@pytest.mark.parametrize("odd", [Looking(), Counting(), Batched(), Cut(), Holding(), nn.Dropout().train()])
 def test_what_cannot_be_written_down_is_left_to_the_modules(odd):
     training = odd.training
     root, _ = written(odd)
@@ -262,9 +269,13 @@ def test_buffers_that_were_cast_are_no_longer_its_own():
         lambda root: root[1].register_buffer("more", torch.ones(2)),
         lambda root: root.__setitem__(1, nn.Identity()),
         lambda root: setattr(root[0], "bias", None),
+        lambda root: root.__delitem__(1),
+        lambda root: root.pop(1),
+        lambda root: root._modules.__setitem__("1", nn.Identity()),
+        lambda root: root.insert(1, nn.ReLU()),
     ],
 )
-def test_whatever_is_added_or_replaced_ends_it(change):
+def test_whatever_is_added_replaced_or_removed_ends_it(change):
     root, straight = written(nn.Linear(2, 2, bias=False))
     assert straight.holds(X)
     change(root)

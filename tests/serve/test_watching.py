@@ -325,12 +325,16 @@ def test_requests_with_own_options_choose_nothing_of_the_stream(watched: tuple[W
     assert found[at("odn_drift_alarm", model="net")] == 0
 
 
+class Standing:
+    """For a lane, which is asked for nothing."""
+
+
 class OneModel:
     """Of a `Drifting` on its own."""
 
     def __init__(self, **more: object) -> None:
         self.name, self.version, self.void, self.certificate = "net", "1", None, CERTIFICATE
-        self.lane, self.drift = object(), DriftMonitor(*answers(REFERENCE), exits=EXITS[-1])
+        self.lane, self.drift = Standing(), DriftMonitor(*answers(REFERENCE), exits=EXITS[-1])
         self.out: list[str] = []
         self.drifting = Drifting(lambda: [self], lambda name, why: self.out.append(why), **more)  # type: ignore
 

@@ -27,6 +27,9 @@ def table_of(random: np.random.Generator, score: str, recall: bool, classes: int
             )
             pair.append((tuple(edges), tuple(bool(b) for b in random.integers(0, 2, len(edges) + 1))))
         rows.append(tuple(pair))
+    if random.random() < 0.5:  # as most tables are: no rule asks whether exits agree, and each is a threshold
+        limits = random.uniform(0, EXITS if score == "streak" else 1, EXITS).tolist()
+        rows = [(((limit,), (False, True)),) * 2 for limit in limits]
     scales, shifts = random.uniform(0.5, 2, (EXITS, classes)), random.normal(0, 0.5, (EXITS, classes))
     scale = Calibration("vector", scales, shifts)
     handicaps = tuple(random.normal(0, 0.1, EXITS).tolist()) if recall else None
@@ -64,6 +67,7 @@ def test_groups_that_change_decide_as_all_at_once(
         members = [random.permutation([i for i in range(INPUTS) if of[i] == group]) for group in range(3)]
         groups = [regrouped(groups, rows.astype(np.intp)) for rows in members if len(rows)]
         for at, (memory, rows) in enumerate(groups):
+            memory = memory if looker.remembers else None
             decided, seen = looker.look(number, logits[rows, number - 1], memory)
             assert np.array_equal(decided, stops[rows])
             same(seen, whole.select(rows))

@@ -146,7 +146,8 @@ class HostFlow:
             state, seen = run()  # type: ignore[misc]
 
             def gather(state: Any = state, seen: Any = seen) -> object:
-                return state.select(torch.from_numpy(everybody)), seen.select(everybody)
+                kept = seen.select(everybody) if self.looker.remembers else None
+                return state.select(torch.from_numpy(everybody)), kept
 
             found.append(Part(run, gather))
         return found

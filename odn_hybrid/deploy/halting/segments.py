@@ -89,7 +89,8 @@ class Segment(nn.Module):
             return self.run(entry)
         x = entry if isinstance(entry, Tensor) else entry.x
         if not straight.holds(x):
-            self._straight = None if straight.gone else straight
+            if straight.gone and self._straight is straight:
+                self._straight = None
             return self.run(entry)
         x, logits = straight.function(x)
         return State(x, self.network.units[self.stop - 1], (), (), self._route), logits

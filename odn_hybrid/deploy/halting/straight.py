@@ -20,17 +20,18 @@ from odn_hybrid.deploy.halting.registering import registered
 
 __all__ = ["Direct", "Straight", "straightened"]
 
-#: Batch sizes at which the function must do exactly what the modules do.
-TRIED = (1, 3)
 #: The batch size with which it is written down: one that no other axis is likely to have.
 WRITTEN = 5
+#: Batch sizes at which the function must do exactly what the modules do: below and above that.
+TRIED = (1, 3, 8)
 
 
 class Straight:
     """A function that stands for modules, for as long as these are what they were.
 
     Tensors were taken from the modules once: what changes their values in place is seen, and what puts
-    others in their place ends `holds`, as do modules replaced or added, and hooks, which would go unheard.
+    others in their place ends `holds`, as do modules replaced, added or removed, and hooks, which would go
+    unheard.
     Other attributes (a stride, an epsilon) are those of the time when it was written down.
 
     Args:
@@ -59,7 +60,8 @@ class Straight:
         self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (table, dict(table)) for three in tables for table in three
         ]
-        # Asked every time: of a network that is moved or cast, or loses a bias, nothing tells.
+        # Asked every time: of a network that is moved or cast, or loses a bias or a module, nothing tells.
+        self._parts = [(module._modules, dict(module._modules)) for module in called if module._modules]
         ids = {id(tensor) for tensor in used}
         self._used = [(t, key, then[key]) for t, then in self._tables for key in then if id(then[key]) in ids]
         self._registered = registered()
@@ -69,8 +71,12 @@ class Straight:
         """Whether the function still stands for the modules, and for such an input."""
         now = registered()
         if self._registered != now:  # something was set on some module of the process
-            self._gone = self._gone or not all(_alike(table, then) for table, then in self._tables)
+            if not all(_alike(table, then) for table, then in self._tables):
+                self._gone = True
             self._registered = now
+        for parts, had in self._parts:
+            if parts != had:
+                self._gone = True
         for table, key, tensor in self._used:
             if table.get(key) is not tensor:
                 self._gone = True

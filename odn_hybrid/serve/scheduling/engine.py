@@ -240,6 +240,7 @@ class Engine:
             gone = self._gone()
             work = None if self._closed else self._scheduler.pick(now)
             late = self._scheduler.late(now)
+        closed = bool(gone)
         self._finish(gone)
         try:
             self._end([end for lane, job in late if (end := _too_late(lane, job)) is not None])
@@ -249,7 +250,7 @@ class Engine:
             log.exception("the engine failed")
             if work is not None:
                 self._end([(work.lane, job.request, Failed("the server failed")) for job in work.jobs])
-        return bool(gone or late or work is not None)
+        return closed or bool(late) or work is not None
 
     def _pause(self) -> float | None:
         """Seconds until something may happen by itself; None: until somebody comes."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,8 @@ class Drifting:
     ) -> None:
         self._models, self._left_out, self._most = models, left_out, most
         self.patience = 0.0
-        self._lines: dict[Lane, _Line | None] = {}
+        # Weakly: a model that was replaced is let go at once, not when the streams are looked at again.
+        self._lines: WeakKeyDictionary[Lane, _Line | None] = WeakKeyDictionary()
         self._lock = Lock()  # held by who feeds or reads a monitor
 
     def accepted(self, lane: Lane, options: Options, future: Future[RunnerOutput]) -> None:
