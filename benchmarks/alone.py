@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from odn_hybrid import Costs, MultiExit, Trunk, count_costs
@@ -31,7 +31,7 @@ class Alone:
 def train_alone(config: FitConfig, data: Data, depth: int | None = None, *, listener: Listener) -> Alone:
     """Train the network's first `depth` units (default: all) and that exit's head by cross-entropy.
 
-    Schedule, optimizer, augmentation and splits are the recipe's, its objective set aside.
+    Schedule, optimizer, augmentation and splits are the recipe's; its objective and budgets are set aside.
     """
     with own_randomness(config.seed):
         backbone, *_ = make_backbone(config, None, data)
@@ -40,12 +40,13 @@ def train_alone(config: FitConfig, data: Data, depth: int | None = None, *, list
         exit, costs = network.exit_of(depth or network.units[-1]), count_costs(network)
         train = data.splits["train"]
         rules = Expansion(
-            config.expansion,
+            replace(config.expansion, max_minutes=None, max_train_macs=None),
             config.choice,
             exits=exit,  # there is no deeper one
             steps_per_epoch=len(train) // config.optim.batch_size,
             epoch_macs=[train_macs_per_image(costs, m, alone=True) * len(train) for m in range(1, exit + 1)],
             plain=True,
+            schedule=config.optim.schedule,
         )
         engine = Engine(
             network,

@@ -41,7 +41,7 @@ def relaxed(kind: str, **args: Any) -> dict[str, Any]:
 
 
 HEADS = {"exits.head": "decoupled"}
-#: Name -> changes to the recipe. Joint and the candidates get equally many.
+#: Name -> changes to the recipe. Who compares two sides takes as many trials of both.
 TRIALS: dict[str, dict[str, Any]] = {
     # the joint objective: its weights, then its schedule
     "joint_equal": relaxed("power", deepest=0.0),

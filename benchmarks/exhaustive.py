@@ -1,12 +1,14 @@
 """One fit of all depths against every depth trained alone, on the shared small network.
 
-    python benchmarks/exhaustive.py alone DEPTH --data cifar10.npz --into RUNS [--seed 0] [--epochs 12]
-    python benchmarks/exhaustive.py joint --data cifar10.npz --into RUNS [--seed 0] [--epochs 12]
-    python benchmarks/exhaustive.py record RUNS
+    python benchmarks/exhaustive.py alone DEPTH --data cifar10.npz --into RUNS [--seeds 0] [--epochs 12]
+    python benchmarks/exhaustive.py joint --data cifar10.npz --into RUNS [--seeds 0] [--epochs 12]
+    python benchmarks/exhaustive.py record --into RUNS [--seeds 0]
 
 A depth alone is the network up to there with that exit's head, trained from scratch by cross-entropy with the
 same schedule, optimizer, augmentation and splits as the fit. The exhaustive search then takes the
 shallowest depth that is non-inferior to the deepest on the selection split, by the same test as the fit does.
+Both have the same epochs, so the ratio of MACs says what sharing one network saves, whatever is learnt; what
+is measured is the depth that is picked and the accuracy at each depth.
 Parts are run one by one, so that they can be spread over processes and days.
 """
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ class Tracing(Reloading):
     others: Sequence[Reloading] = ()
     cap = FOREVER
     history: Callable[[], list[dict[str, Any]]]
+    tested: Callable[[], Collection[Place]]
 
     def observe(self, progress: Progress, look: Look) -> Progress:
         """The next state: another epoch, the next depth, or the end."""
@@ -104,9 +105,14 @@ class Tracing(Reloading):
         spent = progress.train_macs - sum(row["macs"] for row in rows.values())
         accuracies = list(look.accuracies)
         rows[depth, progress.phase_epochs - 1] = {"selection": accuracies, "macs": spent}
-        open_ones = [course.progress for rules in self.others if not (course := replay(rules, rows)).finished]
+        courses = [replay(rules, rows) for rules in self.others]
+        open_ones = [course.progress for course in courses if not course.finished]
         after = super().observe(progress, look)
         if any(one.current == depth for one in open_ones) and progress.phase_epochs < self.cap:
+            return after
+        # The next depth starts from other weights: what has just ended is tested first, after this epoch.
+        ended = {course.best for course in courses if course.finished and course.best is not None}
+        if ended - set(self.tested()):
             return after
         if not any(one.current > depth for one in open_ones):
             return replace(after, phase="done")
@@ -122,6 +128,7 @@ class Tracer:
         self.config, self.patiences = config, tuple(patiences)
         self.data = load_data(config.data.source, seed=config.seed)
         rundir = RunDir.create(folder, to_dict(config), resume=True)
+        self.tests = folder / TESTS
         with own_randomness(config.seed):
             accelerator = accelerator_on(config.device)
             backbone, spec = make_backbone(config, None, self.data)[:2]
@@ -130,7 +137,7 @@ class Tracer:
             self.costs = count_costs(network)
             rules = Tracing(**self._arguments(network, FOREVER))
             rules.others = [Reloading(**self._arguments(network, patience)) for patience in self.patiences]
-            rules.cap, rules.history = cap, lambda: self.engine.history
+            rules.cap, rules.history, rules.tested = cap, lambda: self.engine.history, self.tested
             self.others = rules.others
             self.engine = Engine(
                 network,
@@ -146,7 +153,6 @@ class Tracer:
                 listener=lambda row: print(json.dumps(row), flush=True),
             )
         rundir.begin(described(config, spec, self.data, self.preprocess, None))
-        self.tests = folder / TESTS
 
     def _arguments(self, network: MultiExit, patience: int) -> dict[str, Any]:
         """What the library gives its rules, with another patience."""

@@ -211,7 +211,12 @@ class Engine:
     def _look(self, active: int) -> Look:
         self.stepper.settle()
         recorded = record_outputs(
-            self.evaluated, self.selection, self.preprocess, upto=active, sharing=self.processes
+            self.evaluated,
+            self.selection,
+            self.preprocess,
+            upto=active,
+            workers=self.config.data.workers,
+            sharing=self.processes,
         )
         return Look.of(recorded.correct)
 

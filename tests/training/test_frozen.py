@@ -441,6 +441,8 @@ def test_a_full_disk_is_refused_before_the_pass(
         ({"data.rand_augment": "rnad-m9", "frozen.passes": 2}, "which timm does not know"),
         ({"compile": True}, "compile is for training the backbone"),
         ({"objective.name": "jiont"}, "unknown objective 'jiont'"),
+        ({"objective.name": "distill"}, "objective distill would not be followed"),
+        ({"objective.args": {"distill": 0.5}}, "objective depth_reg {'distill': 0.5} would not be followed"),
         ({"frozen.folder": "no/such/folder"}, "frozen.folder is 'no/such/folder'; give a folder that exists"),
     ],
 )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from odn_hybrid.config import (
     ChoiceConfig,
@@ -311,11 +314,12 @@ def program() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("target", [1.0, 0.85, 0.7])  # reached by none, by some, early
 def test_one_trace_holds_the_fit_of_every_patience(
-    program: ModuleType, tiny: dict[str, Any], tmp_path: Path
+    program: ModuleType, tiny: dict[str, Any], tmp_path: Path, target: float
 ) -> None:
     patiences = (1, 2, 4)
-    own = recipe(tiny)
+    own = recipe(tiny, **{"choice.target_accuracy": target})
     changes = {"model.name": own["model"], "data.source": own["data"], **own["overrides"]}
     config = replace_fields(FitConfig(), changes)
     tracer = program.Tracer(config, tmp_path / "trace", patiences)
@@ -323,7 +327,8 @@ def test_one_trace_holds_the_fit_of_every_patience(
     results = {row["patience"]: row for row in tracer.run()}
     depths = set()
     for patience in patiences:
-        run = fit(**recipe(tiny, **{"expansion.reload.patience": patience}))
+        asked = {"expansion.reload.patience": patience, "choice.target_accuracy": target}
+        run = fit(**recipe(tiny, **asked))
         row, kept = results[patience], run.exits_[run.depth_["exit"] - 1]
         assert row["finished"]
         assert (row["depth"], row["train_macs"]) == (kept["exit"], run.report_["search"]["train_macs"])
@@ -331,9 +336,53 @@ def test_one_trace_holds_the_fit_of_every_patience(
         assert row["test_accuracy"]["value"] == kept["accuracy"]["test"]["value"]
         assert sum(row["epochs_by_depth"].values()) == run.report_["search"]["epochs"]
         depths.add(kept["exit"])
-    assert len(depths) > 1, "patience matters on this problem"
+    assert len(depths) > 1 or target < 1, "patience matters on this problem"
     cheapest = program.tuned(list(results.values()))
     assert cheapest is None or cheapest["reached"]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 20), min_size=30, max_size=30), min_size=3, max_size=3),
+    st.integers(5, 20),
+)
+@settings(max_examples=200)
+def test_what_a_patience_keeps_is_tested_while_its_weights_are_there(
+    program: ModuleType, accuracies: list[list[int]], goal: int
+) -> None:
+    def made(kind: type[Reloading], patience: int) -> Any:
+        return kind(
+            ExpansionConfig(procedure="reload", reload=ReloadConfig(warmup_epochs=0.0, patience=patience)),
+            ChoiceConfig(target_accuracy=goal / 20, tolerance=0.0),
+            exits=3,
+            steps_per_epoch=10,
+            epoch_macs=[1.0] * 3,
+            alone_macs=[1.0] * 3,
+        )
+
+    history: list[dict[str, Any]] = []
+    tested: set[tuple[int, int]] = set()
+    trace = made(program.Tracing, program.FOREVER)
+    trace.others = [made(Reloading, patience) for patience in (1, 2, 4)]
+    trace.history, trace.tested = lambda: history, lambda: tested
+    progress, held = trace.first(), None
+    while progress.phase != "done":  # what the engine does, without weights
+        before = progress
+        done = replace(trace.count(before, 1.0, 0.0), train_macs=float(len(history) + 1))
+        found = accuracies[done.current - 1]
+        selection = [0.0] * (done.current - 1) + [found[min(done.phase_epochs, len(found)) - 1] / 20]
+        progress = trace.observe(done, Look.plain(selection))
+        if progress.then == BEST:
+            held = (before.current, before.phase_epochs)
+        elif progress.then == RELOAD:
+            held = None
+        row = {"phase": before.phase, "current": before.current, "selection": selection}
+        history.append({**row, "train_macs": done.train_macs})
+        courses = [program.replay(rules, program.placed(history)) for rules in trace.others]
+        for course in courses:
+            if course.finished and course.best not in tested:
+                assert course.best == held
+                tested.add(course.best)
+    assert all(course.finished and course.best in tested for course in courses)
 
 
 def test_a_trace_goes_on_where_it_was_interrupted(

@@ -30,6 +30,7 @@ PATIENCE = 5  # epochs without a gain on the selection split
 MIN_GAIN = 1e-4  # nats
 AT_ONCE = 4096  # images of an evaluation
 RESIDENT = 2 << 30  # features of up to so many bytes (fp32) are held in memory, or the device's
+LOOSE = 256 << 20  # bytes (fp32) of features that are worked on at once: of token maps fewer rows
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ class Examples:
         """Training and selection rows together."""
         return len(self.held)
 
+    @property
+    def at_once(self) -> int:
+        """Rows that may be worked on at once."""
+        return max(1, LOOSE // (max(1, self.held[:1].numel()) * torch.float32.itemsize))
+
     def standardise(self, axis: int, *, centred: bool) -> Standard:
         """From now on give features with deviation 1 (and mean 0) per channel, by a sample of them."""
-        step = max(1, self.train // SAMPLE)
+        step = max(1, self.train // min(SAMPLE, self.at_once))
         standard = standard_of(self._ready(self.held[: self.train : step]), axis)
         if not centred:
             standard = Standard(standard.mean * 0, standard.deviation, axis, self.held.dim())
@@ -106,7 +112,8 @@ def fit_head(head: nn.Module, examples: Examples, plan: HeadPlan, number: int) -
         standard = examples.standardise(axis, centred=getattr(head, "bias", True) is not None)
     torch.manual_seed(plan.seed * 1_000_003 + number)  # dropout in a user's head
     order = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
-    batch = min(examples.train, max(LEAST_BATCH, min(LARGEST_BATCH, examples.train // STEPS)))
+    largest = min(LARGEST_BATCH, examples.at_once)
+    batch = min(examples.train, max(LEAST_BATCH, min(largest, examples.train // STEPS)))
     steps, total = examples.train // batch, plan.epochs * (examples.train // batch)
     rate = _rate(head, axis)
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=DECAY, fused=True)
@@ -163,8 +170,9 @@ def _look(
     """Loss and accuracy on the selection split."""
     head.eval()
     loss, right, n = 0.0, 0, examples.rows - examples.train
-    for start in range(examples.train, examples.rows, AT_ONCE):
-        values, labels = examples.take(slice(start, start + AT_ONCE))
+    rows = min(AT_ONCE, examples.at_once)
+    for start in range(examples.train, examples.rows, rows):
+        values, labels = examples.take(slice(start, start + rows))
         logits = answer(values)
         losses = F.cross_entropy(
             logits, labels, plan.class_weights, reduction="sum", label_smoothing=plan.smoothing

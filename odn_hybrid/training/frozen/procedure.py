@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from odn_hybrid.config import FitConfig
+from odn_hybrid.config import FitConfig, ObjectiveConfig
 from odn_hybrid.cost import Costs
 from odn_hybrid.data import Preprocess, Split, check_policy
 from odn_hybrid.errors import ConfigError, ModelError
@@ -33,6 +33,8 @@ from odn_hybrid.training.steps.targets import class_weights
 
 __all__ = ["Frozen"]
 
+#: Objectives that weigh the exits' own losses: heads that share nothing learn the same from any weights.
+ALIKE = ("cross_entropy", "joint", "depth_reg")
 SKILL = 0.5  # a classifier with less of the best head's skill is not one for these classes
 
 
@@ -47,7 +49,8 @@ class Frozen:
     Args:
         network: its heads are trained in place. deepest: exits beyond it are left alone.
         train, selection: the two splits that training may see. preprocess: the images' transform.
-        config: the recipe; `objective`, `expansion` and most of `optim` have no say.
+        config: the recipe; `expansion` and most of `optim` have no say, nor has `objective`: those that would
+            make a difference are refused.
         costs: MACs of the network.
         fresh: the backbone's classifier has random weights.
         rundir: where history goes. listener: told each history row.
@@ -75,7 +78,7 @@ class Frozen:
     ) -> None:
         _check(config, accelerator)
         check_policy(config.data.rand_augment, preprocess)
-        build_objective(config.objective.name, len(network), **config.objective.args)  # a misspelt one is
+        _check_objective(config.objective, len(network))
         self.deepest, self.train, self.selection = deepest, train, selection
         self.config, self.costs, self.fresh = config, costs, fresh
         self.rundir, self.listener = rundir, listener
@@ -250,6 +253,17 @@ def _check(config: FitConfig, accelerator: Accelerator) -> None:
         raise ConfigError(
             f"regime frozen runs in one process, not in {accelerator.num_processes}: start it without a "
             "launcher"
+        )
+
+
+def _check_objective(objective: ObjectiveConfig, exits: int) -> None:
+    """Raise `ConfigError` for one that does not exist, or would have a say."""
+    build_objective(objective.name, exits, **objective.args)
+    if objective.name not in ALIKE or objective.args.get("distill"):
+        told = f"{objective.name} {objective.args}" if objective.args else objective.name
+        raise ConfigError(
+            f"regime frozen trains every head by its own cross-entropy, and objective {told} would not be "
+            f"followed: choose {' or '.join(ALIKE)}, without distill, or regime finetune"
         )
 
 
