@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ def published_macs() -> float:
     return 3.0 * forward * PAPER["train_images"]
 
 
-def one_seed(data: str, seed: int, folder: Path) -> odn.Run:
-    """Fit with one seed."""
-    out = folder / f"seed{seed}"
-    return odn.fit(RECIPE, data, seed=seed, out=out, listener=lambda row: print(row, flush=True))
+def one_seed(data: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Fit with one seed; its figures, and the wall time of the whole fit."""
+    out, begun = folder / f"seed{seed}", time.perf_counter()
+    run = odn.fit(RECIPE, data, seed=seed, out=out, listener=lambda row: print(row, flush=True))
+    return {**figures(run), "wall_seconds": round(time.perf_counter() - begun, 1)}
 
 
 def figures(run: odn.Run) -> dict[str, Any]:
@@ -83,8 +85,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seeds, out = args.seeds.split(","), Path(args.out or folder)
-        fitted = [odn.load(path) for path in args.runs or ()]
-        runs = [figures(run) for run in fitted or [one_seed(args.data, int(seed), out) for seed in seeds]]
+        runs = [figures(odn.load(path)) for path in args.runs or ()]
+        runs = runs or [one_seed(args.data, int(seed), out) for seed in seeds]
     published = published_macs()
     accuracies = [run["test_accuracy"]["value"] for run in runs]
     summary = {
@@ -93,7 +95,7 @@ def main() -> None:
         "largest_bytes": max(run["bytes"] for run in runs),
         "units_by_seed": [run["static"]["units"] for run in runs],
         "train_macs_over_published": [run["search"]["train_macs"] / published for run in runs],
-        "minutes": [run["search"]["seconds"] / 60 for run in runs],
+        "minutes": [run.get("wall_seconds", run["search"]["seconds"]) / 60 for run in runs],
     }
     claim = "the paper's accuracy on MNIST at no more bytes, for at most a tenth of its training MACs"
     path = write_record(

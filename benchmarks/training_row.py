@@ -3,12 +3,14 @@
     python benchmarks/training_row.py fashion_resnet34 --data fashion_mnist.npz --minutes 6 --device cuda
     python benchmarks/training_row.py cifar10_resnet50 --data cifar10.npz --minutes 7 --device cuda
 
-The time limit bounds the whole search; the static choice is the recipe's.
+The time limit bounds the training; the record has the wall time of the whole fit, which may be 8 minutes at
+most. The static choice is the recipe's.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from record import write_record
 import odn_hybrid as odn
 
 ROOT = Path(__file__).parent.parent
+WALL = 8 * 60.0  # seconds of the whole fit
 #: Published accuracy, and half the published bytes (Optimally Deep Networks, arXiv 2510.10764).
 TARGETS = {"fashion_resnet34": (0.9354, 4.18e6), "cifar10_resnet50": (0.9335, 12.6e6)}
 
@@ -35,6 +38,7 @@ def main() -> None:
         name: float(value) if "." in value else int(value)
         for name, value in (s.split("=") for s in args.settings)
     }
+    begun = time.perf_counter()
     run = odn.fit(
         ROOT / "configs" / f"{args.recipe}.yaml",
         args.data,
@@ -43,13 +47,15 @@ def main() -> None:
         overrides={"expansion.max_minutes": args.minutes, "data.workers": 8, **more},
         listener=lambda row: print(row["epoch"], row["loss"], flush=True),
     )
+    wall = time.perf_counter() - begun
     kept = next(row for row in run.exits_ if row["exit"] == run.depth_["exit"])
     accuracy, size = TARGETS[args.recipe]
-    met = kept["accuracy"]["test"]["value"] >= accuracy and kept["bytes"] <= size
+    met = kept["accuracy"]["test"]["value"] >= accuracy and kept["bytes"] <= size and wall <= WALL
     data = {
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
         "target": {"accuracy": accuracy, "bytes": size},
         "met": met,
+        "wall_seconds": round(wall, 1),
         "static": run.depth_,
         "kept": kept,
         "exits": run.exits_,

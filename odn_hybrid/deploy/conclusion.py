@@ -47,7 +47,8 @@ def conclude(
     reference = progress.current
     only = one_exit_only(config)
     trained = [k == reference if only else k <= reference for k in range(1, len(network) + 1)]
-    static = static_choice(network, config.choice, costs, records["selection"], reference, trained)
+    look = progress.looks + 1  # tests that steered the training have spent their part of delta
+    static = static_choice(network, config.choice, costs, records["selection"], reference, trained, look)
     missing = _no_dynamic(network, reference, trained)
     dynamic, policy = (
         _dynamic(network, config, costs, reference, records)

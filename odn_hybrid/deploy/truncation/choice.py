@@ -104,8 +104,12 @@ def static_choice(
     selection: ExitRecord,
     reference: int,
     trained: list[bool],
+    look: int = 1,
 ) -> dict[str, Any]:
-    """The static depth as a report holds it, from the selection split only (theory/target_to_depth.md)."""
+    """The static depth as a report holds it, from the selection split only (theory/target_to_depth.md).
+
+    `look`: which look at the split this is, if it is tested.
+    """
     ready = [k for k in range(1, reference + 1) if trained[k - 1]]
     accuracies = selection.correct.mean(0)
     asked = _asked(choice)
@@ -126,7 +130,7 @@ def static_choice(
         trained=np.array(trained[:reference]),
         tolerance=choice.tolerance,
         delta=choice.delta,
-        look=1,
+        look=look,
     )
     return {"exit": int(shown.exit), "reason": shown.reason, "rule": "non-inferior", "reached": True}
 
