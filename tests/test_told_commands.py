@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -95,3 +96,13 @@ def test_options_that_prose_names_exist(path, span):
 def test_a_wrong_command_is_noticed(command):
     with pytest.raises(click.ClickException):
         take(command)
+
+
+def test_modules_that_launchers_are_told_to_start_can_be_started() -> None:
+    recipes = [path.read_text("utf-8") for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    told = {
+        name for text in (*TEXTS.values(), *recipes) for name in re.findall(r"-m (odn_hybrid[\w.]*)", text)
+    }
+    assert told
+    for name in told:
+        assert importlib.util.find_spec(f"{name}.__main__"), f"python -m {name}"
