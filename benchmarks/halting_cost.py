@@ -113,7 +113,7 @@ def run_case(case: Case, batch: int, rounds: int, least: float) -> list[dict[str
         things |= segment_runs(case, images, survivors)
         tried = measure(things, rounds=3, warmup=3, device=case.device.type)
         once = sum(timing.median for timing in tried.values())
-        timings = measure(things, rounds=max(rounds, int(least / once)), warmup=3, device=case.device.type)
+        timings = measure(things, rounds=max(rounds, int(least / once)), warmup=1, device=case.device.type)
         seconds = {name: np.array(timing.seconds) for name, timing in timings.items()}
         ideal = sum(seconds[name] for name in seconds if name.startswith("segment"))
         row = {

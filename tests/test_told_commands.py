@@ -59,7 +59,9 @@ def take(command: str) -> None:
     """
     verb, words = verb_of(command)
     try:
-        verb.make_context(str(verb.name), list(words))
+        # Under its parent, as it is called: click keeps the options for help that it meets first.
+        parent = None if verb is cli else click.Context(cli, info_name="odn", **cli.context_settings)
+        verb.make_context(str(verb.name), list(words), parent=parent)
     except click.exceptions.Exit as done:  # --help and --version are answered at once
         assert done.exit_code == 0
 

@@ -80,6 +80,7 @@ def test_the_interactive_page_is_there_with_its_records(browser: Any, origin: st
     try:
         watched.page.goto(f"{origin}/any/where/static-or-dynamic.html")
         watched.page.click(".call a")
+        watched.page.wait_for_selector("#answer .word", timeout=30_000)  # it reads its records first
         assert watched.page.locator("#entry option").count() >= 10
         assert watched.page.inner_text("#answer .word") and watched.page.inner_text("#sources code")
         assert watched.complaints == [] and watched.outside(origin) == []
