@@ -37,6 +37,7 @@ NETWORKS, TRIALS, PAPER = (
 TITLES = {
     "choosing_cifar10_deep": "CIFAR-10, ResNet-18 of 15 units, timed",
     "choosing_cifar10_small": "CIFAR-10, small ResNet-18",
+    "choosing_cifar10_twin": "CIFAR-10, ResNet-18 of 15 units, a shorter fit, timed",
     "choosing_digits": "Handwritten digits, ResNet-18, every tolerance",
     "quickstart": "Handwritten digits, ResNet-18, timed",
 }
