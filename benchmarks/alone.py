@@ -40,7 +40,7 @@ def train_alone(config: FitConfig, data: Data, depth: int | None = None, *, list
         exit, costs = network.exit_of(depth or network.units[-1]), count_costs(network)
         train = data.splits["train"]
         rules = Expansion(
-            replace(config.expansion, max_minutes=None, max_train_macs=None),
+            replace(config.expansion, max_epochs=None, max_minutes=None, max_train_macs=None),
             config.choice,
             exits=exit,  # there is no deeper one
             steps_per_epoch=len(train) // config.optim.batch_size,

@@ -41,7 +41,7 @@ def main() -> None:
         config,
         data,
         args.units,
-        listener=lambda row: print(row["epoch"], row["loss"], row.get("accuracy"), flush=True),
+        listener=lambda row: print(row["epoch"], row["loss"], flush=True),
     )
     odn.save(truncate(found.network, found.exit), args.into)
     told = {

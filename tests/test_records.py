@@ -82,3 +82,19 @@ def test_a_record_says_what_it_is(path):
     assert (ROOT / record["command"].split()[1]).is_file()
     assert record["environment"]["python"]
     assert "/" not in record["command"].removeprefix("python benchmarks/")
+
+
+def test_a_record_that_takes_days_grows_and_is_mended_entry_by_entry(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("record", ROOT / "benchmarks" / "record.py")
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    monkeypatch.setattr(record, "RECORDS", tmp_path)
+
+    def add(*new):
+        return record.gathered("slow", "runs", list(new), lambda one: one["seed"])
+
+    assert add({"seed": 1, "value": 5}) == [{"seed": 1, "value": 5}]
+    (tmp_path / "slow.json").write_text(json.dumps({"runs": add({"seed": 1, "value": 5})}))
+    assert add({"seed": 0, "value": 3}) == [{"seed": 0, "value": 3}, {"seed": 1, "value": 5}]
+    assert add({"seed": 1, "value": 6}) == [{"seed": 1, "value": 6}]
