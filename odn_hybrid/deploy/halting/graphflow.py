@@ -144,7 +144,8 @@ class GraphFlow:
                 # The allocator must know who still reads: images on our stream, answers on the caller's.
                 images.record_stream(self._stream)
                 for tensor in (found.logits, found.confidence, found.taken, found.answered):
-                    tensor.record_stream(torch.cuda.current_stream(self.device))
+                    if tensor is not None:
+                        tensor.record_stream(torch.cuda.current_stream(self.device))
             return found
 
     def parts(self, images: Tensor) -> list[Part]:

@@ -30,13 +30,14 @@ NOT_FINITE = "images hold NaN or infinite values"
 class Answers:
     """Per input: logits (batch, classes), confidence, where it stopped and which exit answered.
 
-    Exits are numbered as in the policy.
+    Exits are numbered as in the policy. `answered` is None where everybody's answer is that of the exit where
+    it stopped.
     """
 
     logits: Tensor
     confidence: Tensor
     taken: Tensor
-    answered: Tensor
+    answered: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class HostFlow:
             torch.from_numpy(one.logits[None].copy()),
             torch.tensor([one.confidence]),
             torch.tensor([number]),
-            torch.tensor([one.exit]),
+            torch.tensor([one.exit]) if self.looker.recalls else None,
         )
 
     def _several(self, images: Tensor) -> Answers:
@@ -172,21 +173,30 @@ class _Writer:
     def __init__(self, count: int) -> None:
         self.count = count
         self.logits: NDArray[np.float32] | None = None
+        self.answered: NDArray[np.int64] | None = None  # with recall: else it is where they stopped
 
     def write(self, rows: NDArray[np.intp], seen: Seen, places: NDArray[np.intp], number: int) -> None:
         """Inputs `rows` stop at exit `number` with what `seen` holds of them at `places`."""
+        if len(rows) == self.count:  # everybody at once: nothing to put together
+            self.logits, self.confidence = seen.logits, seen.confidence.astype(np.float32)
+            self.taken, self.answered = np.full(self.count, number), seen.exit
+            return
         if self.logits is None:  # not before: what is called now finds numpy's code in the caches
             self.logits = np.empty((self.count, seen.logits.shape[1]), dtype=np.float32)
             self.confidence = np.empty(self.count, dtype=np.float32)
             self.taken = np.empty(self.count, dtype=np.int64)
-            self.answered = self.taken if seen.exit is None else np.empty(self.count, dtype=np.int64)
+            self.answered = None if seen.exit is None else np.empty(self.count, dtype=np.int64)
         self.logits[rows], self.confidence[rows] = seen.logits[places], seen.confidence[places]
         self.taken[rows] = number
-        if seen.exit is not None:  # with recall: else it is where they stopped
+        if self.answered is not None and seen.exit is not None:
             self.answered[rows] = seen.exit[places]
 
     def answers(self) -> Answers:
         """All of them, as tensors."""
         assert self.logits is not None
-        found = (self.logits, self.confidence, self.taken, self.answered)
-        return Answers(*map(torch.from_numpy, found))
+        return Answers(
+            torch.from_numpy(self.logits),
+            torch.from_numpy(self.confidence),
+            torch.from_numpy(self.taken),
+            None if self.answered is None else torch.from_numpy(self.answered),
+        )

@@ -103,8 +103,7 @@ class HaltingModel(nn.Module):
         (torch.Size([2, 10]), False)
     """
 
-    _units: Tensor
-    _exits: Tensor
+    _known: Tensor
 
     def __init__(
         self,
@@ -130,10 +129,8 @@ class HaltingModel(nn.Module):
         self._shape = network.trunk.image_shape
         self._standing = Standing(network, certificate, policy, self.execution, self.exits)
         self._flows = Flows(network, policy, self.exits, self.execution, gathering)
-        self.register_buffer("_exits", torch.tensor(self.exits), persistent=False)
-        self.register_buffer(
-            "_units", torch.tensor([network.units[e - 1] for e in self.exits]), persistent=False
-        )
+        units = [network.units[exit - 1] for exit in self.exits]
+        self.register_buffer("_known", torch.tensor([self.exits, units]), persistent=False)
         self.eval()
 
     def forward(self, images: Tensor) -> HaltingOutput:
@@ -147,8 +144,8 @@ class HaltingModel(nn.Module):
             flow = self._flows.of(weights, made_of=standing.made_of, training=standing.training)
             found = flow(images)
             certified = standing.speaks(images)
-            exit, units = self._of(found.taken, self._exits), self._of(found.taken, self._units)
-            answered = self._of(found.answered, self._exits)
+            exit, units = self._of(found.taken)
+            answered = exit.clone() if found.answered is None else self._of(found.answered)[0]
         return HaltingOutput(found.logits, exit, units, found.confidence, certified, answered)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1, 16, 64), *, rounds: int = 5) -> SegmentTimes:
@@ -229,12 +226,12 @@ class HaltingModel(nn.Module):
             )
         return DriftMonitor(*self.reference, exits=self.last, alpha=alpha, per=per)
 
-    @staticmethod
-    def _of(numbers: Tensor, known: Tensor) -> Tensor:
-        """What is known (policy's exits,) of exits by their numbers in the policy (batch,), from 1."""
+    def _of(self, numbers: Tensor) -> Tensor:
+        """The network's exits and their units (2, batch), by numbers in the policy (batch,), from 1."""
+        known = self._known
         if known.device.type == "cpu":  # by numpy: quicker where caches are cold
-            return torch.from_numpy(known.numpy()[numbers.numpy() - 1])
-        return known.index_select(0, numbers - 1)
+            return torch.from_numpy(known.numpy().take(numbers.numpy() - 1, 1))
+        return known.index_select(1, numbers - 1)
 
     def _check_input(self, images: Tensor, like: Tensor) -> None:
         if not isinstance(images, Tensor):

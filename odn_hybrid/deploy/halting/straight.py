@@ -9,6 +9,7 @@ the modules ran once (`recording`), so that answers stay as they are to the last
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any
 
 import torch
@@ -61,9 +62,13 @@ class Straight:
             (table, dict(table)) for three in tables for table in three
         ]
         # Asked every time: of a network that is moved or cast, or loses a bias or a module, nothing tells.
-        self._parts = [(module._modules, dict(module._modules)) for module in called if module._modules]
+        self._parts = [module._modules for module in called if module._modules]
+        self._had = [dict(parts) for parts in self._parts]
         ids = {id(tensor) for tensor in used}
-        self._used = [(t, key, then[key]) for t, then in self._tables for key in then if id(then[key]) in ids]
+        where = [(table, key) for table, then in self._tables for key in then if id(then[key]) in ids]
+        self._held = [table for table, _ in where]
+        self._keys = [key for _, key in where]
+        self._used = [table[key] for table, key in where]
         self._registered = registered()
         self._gone = False
 
@@ -74,12 +79,9 @@ class Straight:
             if not all(_alike(table, then) for table, then in self._tables):
                 self._gone = True
             self._registered = now
-        for parts, had in self._parts:
-            if parts != had:
-                self._gone = True
-        for table, key, tensor in self._used:
-            if table.get(key) is not tensor:
-                self._gone = True
+        # Without a line of Python for each: cold caches make that a part of a small segment's time.
+        if self._parts != self._had or not all(map(is_, map(dict.get, self._held, self._keys), self._used)):
+            self._gone = True
         return (
             not self._gone
             and not any(self._hooks)

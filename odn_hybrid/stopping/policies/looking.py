@@ -118,6 +118,7 @@ class Looker:
     checks: what calls it has checked the images.
 
     Attributes:
+        recalls: whether an answer may be that of an exit before the latest.
         remembers: whether it asks for the memory of the look before; else None will do for `before`.
 
     Example:
@@ -144,7 +145,8 @@ class Looker:
         self._rules = [[_rule(*of) for of in row] for row in table.rows]
         # Every call of numpy that is spared here is a part of a small network's time.
         self._compares = table.score == "streak" or not all(self._alike)
-        self.remembers = self._compares or table.recall is not None
+        self.recalls = table.recall is not None
+        self.remembers = self._compares or self.recalls
         self._said = [self._compares or table.score == "margin" or not ordered for ordered in self._ordered]
 
     def look(
