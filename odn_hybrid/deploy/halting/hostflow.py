@@ -82,22 +82,27 @@ class HostFlow:
             return self._one(images) if len(images) == 1 else self._several(images)
 
     def _one(self, images: Tensor) -> Answers:
-        """A single input, which leaves alone: nothing to gather, and little else that would take time."""
-        state: State | Tensor = images.contiguous(memory_format=self.layout)
-        one: One | None = None
-        number = 0
-        for step, number in zip(self.steps, self.numbers, strict=True):
-            state, answers = step(state)
-            stops, one = self.looker.look_one(number, _plain(answers)[0], one)
-            if stops:
-                break
-        assert one is not None
+        one, number = self._alone(images.contiguous(memory_format=self.layout), 0, None)
         return Answers(
             torch.from_numpy(one.logits[None].copy()),
             torch.tensor([one.confidence]),
             torch.tensor([number]),
             torch.tensor([one.exit]) if self.looker.recalls else None,
         )
+
+    def _alone(self, state: State | Tensor, start: int, one: One | None) -> tuple[One, int]:
+        """A single input from segment `start` on: nothing to gather, and little else that would take time.
+
+        What is known of it where it stops, and at which exit of the policy that is.
+        """
+        number = 0
+        for step, number in zip(self.steps[start:], self.numbers[start:], strict=True):
+            state, answers = step(state)
+            stops, one = self.looker.look_one(number, _plain(answers)[0], one)
+            if stops:
+                break
+        assert one is not None
+        return one, number
 
     def _several(self, images: Tensor) -> Answers:
         writer = _Writer(len(images))
@@ -124,6 +129,9 @@ class HostFlow:
                 state = state.select(torch.from_numpy(staying))
                 rows, waiting = staying if rows is None else rows[staying], None
                 seen = seen.select(staying) if self.looker.remembers else None
+                if len(rows) == 1:
+                    writer.write_one(rows[0], *self._alone(state, index + 1, seen and seen.one(number)))
+                    break
         return writer.answers()
 
     def parts(self, images: Tensor) -> list[Part]:
@@ -190,6 +198,13 @@ class _Writer:
         self.taken[rows] = number
         if self.answered is not None and seen.exit is not None:
             self.answered[rows] = seen.exit[places]
+
+    def write_one(self, row: np.intp, one: One, number: int) -> None:
+        """Input `row`, after others have left, stops at exit `number`."""
+        assert self.logits is not None
+        self.logits[row], self.confidence[row], self.taken[row] = one.logits, one.confidence, number
+        if self.answered is not None:
+            self.answered[row] = one.exit
 
     def answers(self) -> Answers:
         """All of them, as tensors."""
