@@ -75,6 +75,11 @@ class State:
         x, *streams = (rows_of(tensor, rows) for tensor in (self.x, *self.streams))
         return State(x, self.depth, tuple(streams), self.tables, self.route)  # `replace` takes its time
 
+    def only(self, row: int) -> State:
+        """The state of one input, 0 <= row < len(self); its tensors are views, nothing is copied."""
+        x, *streams = (tensor.narrow(0, row, 1) for tensor in (self.x, *self.streams))
+        return State(x, self.depth, tuple(streams), self.tables, self.route)
+
     @staticmethod
     def cat(states: Sequence[State]) -> State:
         """Join states of equal depth and shape into one batch; raises `InputError` for others."""

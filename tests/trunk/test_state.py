@@ -101,6 +101,13 @@ def test_to_pick_twice_is_to_pick_once(name: str, first: list[int], data: st.Dat
     assert same(picked.select(torch.tensor(second)), once)
 
 
+@given(names, st.integers(0, INPUTS - 1), st.data())
+def test_one_alone_is_a_pick_of_one(name: str, row: int, data: st.DataObject) -> None:
+    trunk, states, _ = walked(name)
+    state = states[data.draw(st.integers(0, len(trunk)))]
+    assert same(state.only(row), state.select(torch.tensor([row])))
+
+
 @given(names, st.lists(rows, min_size=1, max_size=4), st.data())
 def test_to_join_what_was_picked_is_to_pick_all_of_it(
     name: str, parts: list[list[int]], data: st.DataObject

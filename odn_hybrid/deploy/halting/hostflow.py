@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ Casting = Callable[[], AbstractContextManager[Any]]
 NOT_FINITE = "images hold NaN or infinite values"
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):
     """Per input: logits (batch, classes), confidence, where it stopped and which exit answered.
 
     Exits are numbered as in the policy. `answered` is None where everybody's answer is that of the exit where
@@ -126,12 +125,13 @@ class HostFlow:
             if not staying.size:
                 break
             if self.gathers(index, len(stops), len(staying)):
-                state = state.select(torch.from_numpy(staying))
                 rows, waiting = staying if rows is None else rows[staying], None
                 seen = seen.select(staying) if self.looker.remembers else None
                 if len(rows) == 1:
-                    writer.write_one(rows[0], *self._alone(state, index + 1, seen and seen.one(number)))
+                    known = None if seen is None else seen.one(number)
+                    writer.write_one(rows[0], *self._alone(state.only(int(staying[0])), index + 1, known))
                     break
+                state = state.select(torch.from_numpy(staying))
         return writer.answers()
 
     def parts(self, images: Tensor) -> list[Part]:

@@ -129,8 +129,9 @@ class HaltingModel(nn.Module):
         self._shape = network.trunk.image_shape
         self._standing = Standing(network, certificate, policy, self.execution, self.exits)
         self._flows = Flows(network, policy, self.exits, self.execution, gathering)
-        units = [network.units[exit - 1] for exit in self.exits]
-        self.register_buffer("_known", torch.tensor([self.exits, units]), persistent=False)
+        # By numbers in the policy, which begin at 1: nothing has to be subtracted with every batch.
+        units = (network.units[exit - 1] for exit in self.exits)
+        self.register_buffer("_known", torch.tensor([(0, *self.exits), (0, *units)]), persistent=False)
         self.eval()
 
     def forward(self, images: Tensor) -> HaltingOutput:
@@ -226,12 +227,14 @@ class HaltingModel(nn.Module):
             )
         return DriftMonitor(*self.reference, exits=self.last, alpha=alpha, per=per)
 
-    def _of(self, numbers: Tensor) -> Tensor:
-        """The network's exits and their units (2, batch), by numbers in the policy (batch,), from 1."""
+    def _of(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's exits and their units, (batch,) each, by numbers in the policy (batch,), from 1."""
         known = self._known
         if known.device.type == "cpu":  # by numpy: quicker where caches are cold
-            return torch.from_numpy(known.numpy().take(numbers.numpy() - 1, 1))
-        return known.index_select(1, numbers - 1)
+            exits, units = known.numpy().take(numbers.numpy(), 1)
+            return torch.from_numpy(exits), torch.from_numpy(units)
+        exit, unit = known.index_select(1, numbers)
+        return exit, unit
 
     def _check_input(self, images: Tensor, like: Tensor) -> None:
         if not isinstance(images, Tensor):
