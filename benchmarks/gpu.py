@@ -39,7 +39,8 @@ def parts(data: Path, device: str) -> list[Part]:
         return [PYTHON, str(ROOT / "benchmarks" / name), *arguments]
 
     tests = [PYTHON, "-m", "pytest", "-q", "-n0", str(ROOT / "tests" / "deploy" / "test_graphs.py")]
-    runtime = program("halting_cost.py", "--device", device, "--batches", "1,64,256", "--rounds", "15")
+    lengths = ["--rounds", "15", "--seconds", "2"]  # twenty minutes for everything
+    runtime = program("halting_cost.py", "--device", device, "--batches", "1,64,256", *lengths)
     fashion = ["--data", str(data / "fashion_mnist.npz"), "--minutes", "6", "--device", device]
     cifar = ["--data", str(data / "cifar10.npz"), "--minutes", "7", "--device", device]
     return [
