@@ -8,10 +8,10 @@ Networks have random weights: nothing but speed is measured. An exit stands afte
 quarters of the units, and thresholds are set on the very images, so that a given share of those who come to
 an exit leave there. Ideal is the sum, over the segments, of a segment's own time (with its head, without
 decision) on a batch of as many inputs as really came there, run as the runtime runs it. Everything takes
-turns in one run; ratios are of the same round. What takes less than a tenth of a second is called twice, and
-the second call is measured: a model that is served finds its own code in the caches, not another's. The
-plain model is called as anybody calls it; beside it stands the same without module calls, as the runtime
-has it on the CPU (`deploy/halting/straight.py`).
+turns in one run; ratios are of the same round. Where calls take less than a tenth of a second on
+average, each is made twice and the second is measured: a model that is served finds its own code in the
+caches, not another's. The plain model is called as anybody calls it; beside it stands the same without
+module calls, as the runtime has it on the CPU (`deploy/halting/straight.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from record import write_record
 from torch import Tensor
 
 import odn_hybrid as odn
+from odn_hybrid.cost import measure
 from odn_hybrid.deploy.comparing.turns import waiter
 from odn_hybrid.deploy.halting.choosing import image_layout
 from odn_hybrid.deploy.halting.segments import segments_of, straighten
@@ -45,7 +46,7 @@ NETWORKS: dict[str, tuple[str, int]] = {
 PATTERNS = {"none": 0.0, "tenth": 0.1, "half": 0.5, "most": 0.9}
 LIMITS = {"pattern": 1.10, "none": 1.05, "single": 1.08}
 BOOTSTRAP = 2000
-AGAIN = 0.1  # seconds below which a thing is called once before the call that counts
+AGAIN = 0.1  # mean seconds of a turn below which all is gone through once before the calls that count
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,11 @@ def run_case(case: Case, batch: int, rounds: int, least: float) -> list[dict[str
             direct = plain(case, images, Direct(case.network.backbone).eval())
             things["plain, direct"] = {"plain, direct": direct}
         things["segments"] = segment_runs(case, images, survivors)
-        tried = take_turns(things, 6, case.device)
+        tried = timed_calls(things, 6, case.device)
         once = sum(float(np.median(values[3:])) for values in tried.values())
         again = once < AGAIN * len(things)
         fill = int(least / (once * (1 + again)))
-        seconds = take_turns(things, max(rounds, fill), case.device, again=again)
+        seconds = timed_calls(things, max(rounds, fill), case.device, again=again)
         ideal = sum(seconds[name] for name in seconds if name.startswith("segment"))
         row = {
             "network": case.name,
@@ -147,30 +148,37 @@ def run_case(case: Case, batch: int, rounds: int, least: float) -> list[dict[str
     return found
 
 
-def take_turns(
+def timed_calls(
     things: dict[str, dict[str, Callable[[], object]]],
     rounds: int,
     device: torch.device,
     *,
     again: bool = False,
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each call of each thing, (rounds,): things take turns, the calls of one follow each other.
+    """Seconds of each call, (rounds,): things take turns, the calls of one thing follow each other.
 
     `again`: each thing has been gone through just before. A first round is not counted.
     """
     wait = waiter(device)
     taken: dict[str, list[float]] = {name: [] for calls in things.values() for name in calls}
-    for number in range(1 + rounds):
-        for calls in things.values():
-            for time_it in (False, True) if again else (True,):
-                for name, call in calls.items():
-                    wait()
-                    start = time.perf_counter()
+
+    def turn(calls: dict[str, Callable[[], object]]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(again):
+                for call in calls.values():
                     call()
-                    wait()
-                    if number and time_it:
-                        taken[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in taken.items()}
+                wait()
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                wait()
+                taken[name].append(time.perf_counter() - start)
+
+        return run
+
+    turns = {name: turn(calls) for name, calls in things.items()}
+    measure(turns, rounds=rounds, warmup=1, device=device.type)
+    return {name: np.array(values[1:]) for name, values in taken.items()}
 
 
 def verdict(row: dict[str, Any]) -> tuple[dict[str, float], bool]:

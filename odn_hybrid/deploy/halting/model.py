@@ -231,10 +231,10 @@ class HaltingModel(nn.Module):
         """The network's exits and their units, (batch,) each, by numbers in the policy (batch,), from 1."""
         known = self._known
         if known.device.type == "cpu":  # by numpy: quicker where caches are cold
-            exits, units = known.numpy().take(numbers.numpy(), 1)
-            return torch.from_numpy(exits), torch.from_numpy(units)
-        exit, unit = known.index_select(1, numbers)
-        return exit, unit
+            found = known.numpy().take(numbers.numpy(), 1)
+            return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        exits, units = known.index_select(1, numbers)
+        return exits, units
 
     def _check_input(self, images: Tensor, like: Tensor) -> None:
         if not isinstance(images, Tensor):

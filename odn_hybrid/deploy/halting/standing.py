@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["Standing"]
 
 #: Modules that do the same in training mode: nobody needs to ask each of them with every batch.
 INERT = {nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ReLU, nn.GELU, nn.LayerNorm, nn.Flatten}
-_TRAINS = itemgetter("training")
+_TRAINS = attrgetter("training")
 
 
 class Standing:
@@ -49,7 +49,7 @@ class Standing:
         self._certificate = copy.deepcopy(certificate)
         self._listed = -1
         self._tensors: list[Tensor] = []
-        self._states: list[dict[str, Any]] = []  # attributes of modules, asked at once
+        self._modules: list[nn.Module] = []
         self._made_of = 0
         self._judged: tuple[Any, str | None] | None = None
 
@@ -96,7 +96,7 @@ class Standing:
     def training(self) -> bool:
         """Whether any part of the network that knows a difference is in training mode."""
         self._list()
-        return any(map(_TRAINS, self._states))
+        return any(map(_TRAINS, self._modules))
 
     def speaks(self, images: Tensor) -> bool:
         """Whether answers to `images` are certified: in evaluation, fp32 images, no autocast around."""
@@ -109,6 +109,6 @@ class Standing:
         now = registered()
         if now != self._listed:
             self._tensors = [*self.network.parameters(), *self.network.buffers()]
-            self._states = [vars(m) for m in self.network.modules() if type(m) not in INERT]
+            self._modules = [m for m in self.network.modules() if type(m) not in INERT]
             self._made_of = hash(tuple(id(module) for module in self.network.modules()))
             self._listed = now

@@ -62,11 +62,10 @@ class Seen(NamedTuple):
 
     def one(self, number: int) -> One:
         """The only input that is left, after exit `number` (in the table) was looked at."""
-        ((logits, confidence, score),) = zip(self.logits, self.confidence, self.score, strict=True)
         exit = number if self.exit is None else int(self.exit[0])
         said = -1 if self.said is None else int(self.said[0])
         streak = 1 if self.streak is None else int(self.streak[0])
-        return One(logits, float(confidence), exit, said, streak, float(score))
+        return One(self.logits[0], float(self.confidence[0]), exit, said, streak, float(self.score[0]))
 
     @classmethod
     def join(cls, parts: Sequence[tuple[Seen, NDArray[np.intp]]]) -> Seen:
