@@ -59,6 +59,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "joint_cost2_fast": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.2},
     "joint_cost2_slow": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.05},
     "joint_cost2_faster": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.4},
+    "joint_cost_fast": {**relaxed("power", power=1.0, deepest=0.3), "optim.lr": 0.2},
     # population weights
     "gates": {"objective.name": "gates"},
     "snell": relaxed("snell"),
@@ -80,6 +81,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     # per input
     "hindsight": relaxed("hindsight", lam=0.3),
     "own": relaxed("own"),
+    "own_cost2_fast": {**relaxed("own", power=2.0), "optim.lr": 0.2},
     "hinge": relaxed("hinge", lam=0.1),
     # with self-distillation
     "joint_distilled": relaxed("power", deepest=0.4, distill=0.5),
@@ -114,6 +116,7 @@ def trial(name: str, data: str, seed: int, epochs: int, into: Path) -> None:
         "commit": commit(),
         "environment": environment(),
         "macs": cost,
+        "static": run.report_["static"],
         "exits": {split: records[split].correct.mean(0).tolist() for split in ("selection", "test")},
         "development": development.correct.mean(0).tolist(),
         "curves": curves,
