@@ -18,9 +18,18 @@ from odn_hybrid.backbone import (
     is_published,
     load_checkpoint,
     parse_name,
+    published_config,
     spec_of,
 )
-from odn_hybrid.config import FitConfig, from_dict, load_recipe, recipe_path, replace_fields, to_dict
+from odn_hybrid.config import (
+    FitConfig,
+    ModelConfig,
+    from_dict,
+    load_recipe,
+    recipe_path,
+    replace_fields,
+    to_dict,
+)
 from odn_hybrid.data import Data, Preprocess, channel_stats, choose_preprocess
 from odn_hybrid.errors import ConfigError, RunDirError
 from odn_hybrid.rundir import CONFIG, SCHEMA, environment, read_json
@@ -83,7 +92,13 @@ def asked_recipe(
             changes = {"model.name": str(model), **changes}
     elif isinstance(model, nn.Module):
         module = model
-        changes = {"model.name": None, **changes}
+        given = sorted(name for name in changes if name.startswith("model."))
+        if given:
+            raise ConfigError(
+                f"{given[0]} is for models by name, and a module was passed, which is taken as it is: load "
+                "the weights into it, or pass the model's name"
+            )
+        config = replace(config or FitConfig(), model=ModelConfig())  # the module is in the recipe's place
     elif model is not None:
         raise ConfigError(
             f"model is a {type(model).__name__}; pass a module, a model's name or a recipe's path"
@@ -139,7 +154,7 @@ def make_backbone(
     if config.regime == "frozen":
         _check_frozen(config, spec, published)
     backbone = build_backbone(spec, pretrained=published)
-    cfg = getattr(backbone, "pretrained_cfg", None) or {}
+    cfg = published_config(backbone)
     fresh = published and cfg.get("num_classes") not in (None, spec.num_classes)
     if config.model.checkpoint is not None:
         fresh = not load_checkpoint(backbone, config.model.checkpoint)
@@ -168,17 +183,27 @@ def _check_frozen(config: FitConfig, spec: BackboneSpec, published: bool) -> Non
         )
 
 
-def make_preprocess(config: FitConfig, backbone: nn.Module, data: Data) -> Preprocess:
+def make_preprocess(
+    config: FitConfig, backbone: nn.Module, data: Data, spec: BackboneSpec | None = None
+) -> Preprocess:
     """The transform that goes with backbone and data; raises `ConfigError` for what neither can tell."""
-    cfg = getattr(backbone, "pretrained_cfg", None) or {}
+    cfg = published_config(backbone, spec)
     wanted = config.data.normalise
     told = wanted == "pretrained" or (wanted == "auto" and config.regime in ("finetune", "frozen"))
-    if wanted == "pretrained" and not ("mean" in cfg and "std" in cfg):
+    known = "mean" in cfg and "std" in cfg
+    if wanted == "pretrained" and not known:
         raise ConfigError(
             "data.normalise is 'pretrained', but the model does not say by which mean and deviation: "
             "choose 'data'"
         )
-    tuned = told and "mean" in cfg and "std" in cfg
+    if wanted == "auto" and config.regime == "frozen" and not (known or data.ready):
+        raise ConfigError(
+            "a frozen backbone must see images as it did when it was trained, and the model does not say by "
+            "which mean and deviation: set data.normalise to 'data' if it was by the data's own, else tell "
+            'it by model.pretrained_cfg = {"mean": (...), "std": (...)}'
+        )
+    tuned = told and known
+    bicubic = tuned and cfg.get("interpolation") == "bicubic"
     return choose_preprocess(
         data,
         image_size=config.data.image_size,
@@ -186,6 +211,7 @@ def make_preprocess(config: FitConfig, backbone: nn.Module, data: Data) -> Prepr
         default_size=default_image_size(backbone),
         channels=input_channels(backbone),
         mean_std=(tuple(cfg["mean"]), tuple(cfg["std"])) if tuned else channel_stats(data.splits["train"]),
+        interpolation="bicubic" if bicubic else "bilinear",
     )
 
 

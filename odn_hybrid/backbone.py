@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "input_channels",
     "is_published",
     "load_checkpoint",
+    "published_config",
     "spec_of",
     "unwrapped",
 ]
@@ -102,16 +104,55 @@ def build_backbone(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module
         else:
             import torchvision
 
-            weights = "DEFAULT" if pretrained else None
-            model = torchvision.models.get_model(
-                spec.name, weights=weights, num_classes=spec.num_classes, **spec.args
-            )
+            make = partial(torchvision.models.get_model, spec.name, **spec.args)
+            if pretrained:  # their classes are the weights' own, and no others can be asked for
+                model = _with_classes(make(weights="DEFAULT"), spec.num_classes)
+            else:
+                model = make(weights=None, num_classes=spec.num_classes)
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise ModelError(f"cannot build {spec.library} model {spec.name!r}: {_line(error)}") from None
     if spec.stem == "small":
         with_small_stem(model)
     model.__dict__[BUILT_AS] = spec  # arguments cannot be read off a built model; copies keep this
     return model
+
+
+def _with_classes(model: nn.Module, num_classes: int) -> nn.Module:
+    """A torchvision classifier, its last layer replaced by a new one where the classes are others."""
+    name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    if isinstance(last, nn.Linear):
+        if last.out_features == num_classes:
+            return model
+        fresh: nn.Module = nn.Linear(last.in_features, num_classes)
+    else:  # SqueezeNet's
+        if last.out_channels == num_classes:
+            return model
+        fresh = nn.Conv2d(last.in_channels, num_classes, kernel_size=1)
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, fresh)
+    return model
+
+
+def published_config(model: nn.Module, spec: BackboneSpec | None = None) -> dict[str, Any]:
+    """What is known of the weights published for a model; {} of a model of one's own.
+
+    `mean`, `std`: by which their images were normalised; `interpolation`: by which they were resized, and
+    `num_classes`.
+    """
+    cfg = getattr(model, "pretrained_cfg", None)
+    spec = spec or model.__dict__.get(BUILT_AS)
+    if cfg or spec is None or spec.library != "torchvision":
+        return dict(cfg or {})
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(spec.name).DEFAULT
+    transform = weights.transforms()
+    return {
+        "mean": tuple(transform.mean),
+        "std": tuple(transform.std),
+        "interpolation": transform.interpolation.value,
+        "num_classes": len(weights.meta["categories"]),
+    }
 
 
 def _check_known(spec: BackboneSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from odn_hybrid.asking import (
 )
 from odn_hybrid.config import FitConfig, to_dict
 from odn_hybrid.cost import Costs, count_costs
-from odn_hybrid.data import Data, Preprocess, load_data
+from odn_hybrid.data import Data, Preprocess, load_data, make_loader
 from odn_hybrid.deploy.conclusion import conclude
 from odn_hybrid.deploy.truncation.choice import check_latency, deepest_within
 from odn_hybrid.earning import RunParts
@@ -128,17 +129,19 @@ def fit(
     processes.check_same("other data", {name: split.digest for name, split in loaded.splits.items()})
     with own_randomness(config.seed), deterministic_algorithms(config.deterministic):
         backbone, spec, fresh = make_backbone(config, backbone, loaded)
-        preprocess = make_preprocess(config, backbone, loaded)
+        preprocess = make_preprocess(config, backbone, loaded, spec)
         network = MultiExit(Trunk(backbone, image_size=preprocess.size), config.exits)
         if config.expansion.preserve:
             start_as_identity(network)
         costs = count_costs(network)
         known = processes.agreed(rundir.config.get("start_from") if rundir and resume else None)
-        seed = find_seed(config, network, known)
+        seed = _seed(processes, config, network, known)
         engine = _engine(
             network, loaded, preprocess, config, costs, accelerator, rundir, listener, seed, fresh
         )
         check_latency(network, config.choice)
+        if loaded.folder and not resume:
+            _check_pixels(loaded, preprocess, config.data.workers, processes)
         description = described(config, spec, loaded, preprocess, seed)
         # The first thing written: whatever was asked for is known to work.
         processes.on_main(lambda: rundir.begin(description) if rundir is not None else None)
@@ -184,6 +187,26 @@ def _rundir(out: str | Path, config: FitConfig, resume: bool) -> RunDir:
     if rundir.finished:
         rundir.clear_checkpoint()  # it was killed after its last word
     return rundir
+
+
+def _seed(processes: Processes, config: FitConfig, network: MultiExit, known: Any) -> Seed | None:
+    """What the first process reads of the other run, for all: it may lie on that machine alone."""
+
+    def found() -> dict[str, Any] | None:
+        seed = find_seed(config, network, known)
+        return None if seed is None else seed.to_dict()
+
+    told = processes.decide(found)
+    return None if told is None else Seed(**told)
+
+
+def _check_pixels(data: Data, preprocess: Preprocess, workers: int, processes: Processes) -> None:
+    """Decode the images that are used after training only: to find a damaged one then would lose the fit."""
+    for name in ("calibration", "certification", "test"):
+        split = data.splits[name]
+        mine = replace(split, indices=split.indices[processes.rank :: processes.count])
+        for _ in make_loader(mine, preprocess, batch_size=64, workers=workers):
+            pass
 
 
 def _both(listener: Listener | None, board: Listener) -> Listener:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from odn_hybrid.errors import InputError
 
-__all__ = ["BOMBS", "IMAGE_FORMATS", "MAX_PIXELS", "UNKNOWN_RANGE", "open_image", "pil_array"]
+__all__ = ["BOMBS", "IMAGE_FORMATS", "MAX_PIXELS", "UNKNOWN_RANGE", "check_mode", "open_image", "pil_array"]
 
 MAX_PIXELS = 64_000_000  # a larger "image" is a decompression bomb or needs cutting first
 # Named, because PIL would otherwise also try formats that start outside programs (EPS).
@@ -45,6 +45,12 @@ def open_image(path: Path, header_only: bool = False) -> Image.Image:
         raise InputError(f"cannot read the image {path} ({reason}); mend or remove it") from None
 
 
+def check_mode(image: Image.Image, name: str) -> None:
+    """Raise `InputError` for pixels of unknown range."""
+    if image.mode in UNKNOWN_RANGE:
+        raise InputError(f"{name} has pixel mode {image.mode!r} of unknown range; store it with 8 bits")
+
+
 def pil_array(image: Image.Image) -> np.ndarray:
     """uint8 HxW (grey) or HxWx3 (colour) of a PIL image; transparency is dropped, 16-bit grey scaled to 8."""
     name = str(getattr(image, "filename", "") or "an image")
@@ -52,8 +58,7 @@ def pil_array(image: Image.Image) -> np.ndarray:
     try:
         if image.mode.startswith("I;16"):
             return np.round(np.asarray(image).astype(np.float32) / 257.0).astype(np.uint8)
-        if image.mode in UNKNOWN_RANGE:
-            raise InputError(f"{name} has pixel mode {image.mode!r} of unknown range; store it with 8 bits")
+        check_mode(image, name)
         if image.mode in ("1", "L", "LA", "La"):
             return np.array(image.convert("L"))
         if image.mode == "P":

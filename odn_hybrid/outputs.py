@@ -104,13 +104,13 @@ def record_outputs(
     logits = np.empty((len(split), exits, network.trunk.num_classes), np.float32)
     starts = _starts(len(split), count)
     mine = replace(split, indices=split.indices[starts[rank] : starts[rank + 1]])
-    done = starts[rank]
+    done, size = starts[rank], EVALUATION_BATCH
     with evaluating(network), execution.casting(device):
         for images, _, _ in make_loader(mine, preprocess, batch_size=EVALUATION_BATCH, workers=workers):
             if maps:
                 images = images.contiguous(memory_format=torch.channels_last)
-            found = network(images.to(device), exits)
-            logits[done : done + len(images)] = torch.stack([z.float() for z in found], dim=1).cpu().numpy()
+            found, size = _in_parts(network, images.to(device), exits, size)
+            logits[done : done + len(images)] = found
             done += len(images)
     if sharing is not None and count > 1:
         _exchange(logits, starts, sharing)
@@ -121,6 +121,21 @@ def record_outputs(
         execution.name(device),
         weights_digest(network),
     )
+
+
+def _in_parts(
+    network: MultiExit, images: Tensor, exits: int, size: int
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Logits (n, exits, classes) of a batch, `size` images at a time or what memory allows, and that size."""
+    while True:
+        try:
+            parts = [network(part, exits) for part in images.split(size)]
+            found = torch.cat([torch.stack([z.float() for z in part], dim=1) for part in parts])
+            return found.cpu().numpy(), size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
 
 
 def served(network: MultiExit, execution: Execution) -> MultiExit:

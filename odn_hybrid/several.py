@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from odn_hybrid.asking import stored_recipe
-from odn_hybrid.config import FitConfig
+from odn_hybrid.config import FitConfig, replace_fields
 from odn_hybrid.errors import ConfigError
 from odn_hybrid.fitting import fit
 from odn_hybrid.rundir import CONFIG
@@ -186,6 +186,8 @@ def _checked(seeds: Sequence[int], options: Mapping[str, Any]) -> list[int]:
     found = list(seeds)
     if not found or len(set(found)) < len(found):
         raise ConfigError(f"seeds is {found!r}; give one or more, each once")
+    for seed in found:  # now, and not after hours of the seeds before it
+        replace_fields(FitConfig(), {"seed": seed})
     return found
 
 

@@ -20,6 +20,7 @@ from odn_hybrid.backbone import (
     input_channels,
     load_checkpoint,
     parse_name,
+    published_config,
     spec_of,
 )
 from odn_hybrid.errors import ModelError
@@ -53,6 +54,33 @@ def test_building() -> None:
     assert (model.conv1.kernel_size, model.conv1.stride) == ((3, 3), (1, 1))
     with torch.device("meta"):
         assert build_backbone(spec("resnet18", "torchvision")).fc.out_features == 7
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vit_b_16", "mobilenet_v3_small", "swin_t"])
+def test_published_weights_of_torchvision_for_other_classes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the last layer is the weights'; they can be asked for with their own classes only."""
+    make, asked = torchvision.models.get_model, []
+
+    def get_model(name: str, *, weights: Any = None, **options: Any) -> nn.Module:
+        asked.append((weights, options))
+        return make(name, weights=None, **options)  # nothing is downloaded here
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    with torch.device("meta"):
+        model = build_backbone(spec(name, "torchvision"), pretrained=True)
+        whole, fresh = make(name), make(name, num_classes=7)
+    assert asked == [("DEFAULT", {})]
+    assert [(k, v.shape) for k, v in model.state_dict().items()] == [
+        (k, v.shape) for k, v in fresh.state_dict().items()
+    ]
+    others = [k for k, v in model.state_dict().items() if v.shape != whole.state_dict()[k].shape]
+    assert len(others) == 2  # weight and bias
+    known = published_config(model)
+    assert known["num_classes"] == 1000 and known["interpolation"] in ("bilinear", "bicubic")
+    assert known["mean"] == pytest.approx((0.485, 0.456, 0.406)) and len(known["std"]) == 3
+    assert published_config(fresh) == {}
 
 
 @pytest.mark.parametrize(

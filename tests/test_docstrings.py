@@ -155,7 +155,7 @@ def test_every_example_runs(
 
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda token=None: Hub())
     for home, registry, name in (
-        ("odn_hybrid.exits.heads", "HEADS", "flat"),
+        ("odn_hybrid.exits.heads", "HEADS", "largest"),
         ("odn_hybrid.training", "OBJECTIVES", "worst"),
     ):  # what examples register goes again
         if f'("{name}")' in one.text:

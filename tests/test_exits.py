@@ -104,6 +104,15 @@ def test_heads_that_do_not_exist(name: str, args: dict[str, Any], says: str) -> 
         build_head(name, LAYOUTS["map"], 7, **args)
 
 
+def test_lazy_layers_are_refused_with_advice() -> None:
+    register_head("lazy")(lambda layout, classes: nn.Sequential(nn.Flatten(), nn.LazyLinear(classes)))
+    try:
+        with pytest.raises(ConfigError, match=r"holds lazy layers, .*: take sizes from its layout"):
+            tiny(head="lazy")
+    finally:
+        del HEADS["lazy"]
+
+
 @pytest.fixture
 def centre_head() -> Iterator[str]:
     @register_head("centre")

@@ -13,13 +13,17 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import odn_hybrid as odn
-from odn_hybrid.config import FitConfig, load_recipe, replace_fields, to_dict
+from odn_hybrid.asking import asked_recipe
+from odn_hybrid.config import FitConfig, ModelConfig, load_recipe, replace_fields, to_dict
+from odn_hybrid.data import load_data
 from odn_hybrid.errors import ConfigError, DataError, ModelError
 from odn_hybrid.fitting import fit
+from odn_hybrid.report import explain
 from odn_hybrid.run import Run
 from odn_hybrid.training import OBJECTIVES, register_objective
 
@@ -220,6 +224,34 @@ def test_an_objective_of_the_users_own(tiny: dict[str, Any]) -> None:
         del OBJECTIVES["mine"]
 
 
+def test_a_training_that_failed_is_said(tiny: dict[str, Any]) -> None:
+    """All exits answer one class: within the tolerance of one another, and worth nothing."""
+    run = fit(**{**tiny, "overrides": {**tiny["overrides"], "optim.lr": 1e-9, "optim.clip_grad": 1e-9}})
+    assert run.report_["reference"]["chance"] == pytest.approx(1 / 3, abs=0.02)
+    said = explain(run.report_)
+    assert "is not shown to be better than always answering the most frequent class (33" in said
+    assert "training has probably failed" in said
+
+
+def test_a_picture_cut_short_shows_before_training(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Which split it falls into is not known to who runs into it: all are read before the first epoch."""
+    random_numbers = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for k in range(40):
+            pixels = random_numbers.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{k:02}.png")
+    data = load_data(tmp_path / "pets")
+    split = data.splits["certification"]
+    file = Path(split.items.name(int(split.indices[-1])))
+    file.write_bytes(file.read_bytes()[:200])
+    rows: list[Any] = []
+    changes = {**tiny["overrides"], "expansion.max_looks": 1}
+    with pytest.raises(DataError, match=file.name):
+        fit("resnet18", tmp_path / "pets", out=tmp_path / "run", overrides=changes, listener=rows.append)
+    assert rows == [] and not (tmp_path / "run").exists()
+
+
 # --- models -----------------------------------------------------------------------------------------
 
 
@@ -239,6 +271,22 @@ def test_a_module_is_copied(tiny: dict[str, Any]) -> None:
     assert set(run.network.backbone.state_dict()) == set(before)
     assert "ResNet" in run.report_["model"]  # of these widths no name builds it
     assert run.exits_[run.report_["reference"]["exit"] - 1]["accuracy"]["test"]["value"] > 0.4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model.checkpoint": "w.safetensors"}, {"model.stem": "small"}, {"model.pretrained": True}],
+)
+def test_what_is_asked_of_a_model_by_name_is_refused_for_a_module(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(changes))} is for models by name, and a module"):
+        fit(module(), overrides=changes)
+
+
+def test_a_module_is_in_the_place_of_a_recipes_model(tiny: dict[str, Any]) -> None:
+    given = for_module(tiny)
+    config = replace_fields(FitConfig(), {"model.name": "resnet50", "model.args": {"depth": 9}})
+    asked, found = asked_recipe(module(), given["data"], config, {})
+    assert isinstance(found, nn.Module) and asked.model == ModelConfig()
 
 
 def test_inplace_trains_the_users_module(tiny: dict[str, Any]) -> None:

@@ -56,6 +56,22 @@ def make_report(*, trained: int = 4, certified: bool = True) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_a_reference_no_better_than_guessing_is_warned_of() -> None:
+    report = make_report()
+    assert "Warning" not in explain(report)
+    report["reference"]["chance"] = 0.9
+    assert "Warning" not in explain(report)  # 0.97 and more
+    report["reference"]["chance"] = 0.97
+    assert "Warning: exit 4, which drops are measured against, is not shown to be better" in explain(report)
+
+
+def test_a_search_that_its_budget_ended_says_so() -> None:
+    report = make_report()
+    for stopped, said in (("rule", False), ("budget", True)):
+        report["search"]["stopped_by"] = stopped
+        assert ("budget was used up" in explain(report)) == said
+
+
 def make_thin_report() -> dict[str, Any]:
     """Of a network with 50 units in four stages, as long as any."""
     report = make_report()

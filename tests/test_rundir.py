@@ -109,6 +109,21 @@ def test_resume_takes_the_same_recipe_only(tmp_path: Path) -> None:
             RunDir.create(tmp_path, changed, resume=True)
 
 
+def test_a_run_goes_on_where_paths_and_devices_are_others(tmp_path: Path) -> None:
+    def asked(**data: Any) -> dict[str, Any]:
+        place = {"workers": 8, "root": "/scratch/a", "augment": "shift", **data}
+        return {"data": place, "device": "cuda", "frozen": {"folder": "/scratch", "passes": 1}}
+
+    RunDir.create(tmp_path / "run", asked(), resume=False).begin({"recipe": asked()})
+    there = {**asked(workers=0, root=None), "device": "cpu", "frozen": {"folder": None, "passes": 1}}
+    run = RunDir.create(tmp_path / "run", there, resume=True)
+    assert run.resumed
+    run.begin({"recipe": there})
+    for other in (asked(augment="none"), {**asked(), "frozen": {"folder": None, "passes": 2}}):
+        with pytest.raises(RunDirError, match="another recipe"):
+            RunDir.create(tmp_path / "run", other, resume=True)
+
+
 def test_resume_where_nothing_is_starts(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "new", RECIPE, resume=True)
     run.begin(FOUND)

@@ -111,6 +111,7 @@ def test_the_report_of_several_seeds(several: tuple[Path, dict[str, Any]], odn: 
         (["--seeds", "0,x"], "--seeds '0,x': give whole numbers"),
         (["--seeds", "1,1"], "each once"),
         (["--seeds", "0,1", "--seed", "2"], "--seed or --seeds, not both"),
+        (["--seeds", "0,1,-1"], "seed is -1; it must be 0 to 2147483647"),
         (["--seeds", "-1"], "seed is -1; it must be 0 to 2147483647"),
     ],
 )

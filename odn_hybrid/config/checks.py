@@ -34,6 +34,7 @@ def check_ranges(config: Any, version: int) -> None:
     need(growth.warmup_epochs >= 0, "warmup_epochs", growth.warmup_epochs, "0 or more")
     need(growth.start >= 1, "expansion.start", growth.start, "1 or more (exits are numbered from 1)")
     need(growth.look_ahead >= 0, "look_ahead", growth.look_ahead, "0 or more")
+    need(0 <= growth.min_gain < 1, "min_gain", growth.min_gain, "a fraction from 0 to below 1")
     need(growth.patience >= 1, "patience", growth.patience, "1 or more")
     need(growth.settle_patience >= 1, "settle_patience", growth.settle_patience, "1 or more")
     need(growth.cooldown > 0, "cooldown", growth.cooldown, "above 0")
@@ -66,6 +67,10 @@ def check_ranges(config: Any, version: int) -> None:
     decay = optim.layer_decay
     need(decay is None or 0 < decay <= 1, "layer_decay", decay, "above 0 and at most 1")
     need(optim.clip_grad is None or optim.clip_grad > 0, "clip_grad", optim.clip_grad, "above 0")
+    need(0 <= optim.momentum < 1, "momentum", optim.momentum, "from 0 to below 1")
+    need(
+        optim.weight_decay is None or optim.weight_decay >= 0, "weight_decay", optim.weight_decay, "0 or more"
+    )
     need(optim.ema_epochs >= 0, "ema_epochs", optim.ema_epochs, "0 or more")
     if optim.lr is not None:
         need(optim.lr > 0, "lr", optim.lr, "above 0")

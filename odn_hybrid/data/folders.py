@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from odn_hybrid.data.items import FileItems, Items
+from odn_hybrid.data.items import FileItems, Items, shared_shape
 from odn_hybrid.errors import DataError, InputError
-from odn_hybrid.imaging import open_image
+from odn_hybrid.imaging import check_mode, open_image
 
 __all__ = ["read_folder"]
 
@@ -22,7 +22,8 @@ def read_folder(path: Path) -> tuple[dict[str, Items], list[str]]:
     """The pools of a folder and its class names, sorted.
 
     `path/train/CLASS/*.png` with optional `path/val` (or valid, validation) and `path/test`, or
-    `path/CLASS/*.png`. Every file's header is read, so that damaged files show before training starts.
+    `path/CLASS/*.png`. Files' headers are read (of `MAX_HEADERS` at most): what is no image, or of no known
+    range of pixels, shows before training starts.
     """
     try:
         parts = _parts(path)
@@ -86,8 +87,9 @@ def _shared_shape(items: FileItems) -> tuple[int, int, int] | None:
     for index in range(0, len(items), step):
         try:
             image = open_image(items.root / items.files[index], header_only=True)
+            check_mode(image, items.name(index))
         except InputError as error:
             raise DataError(str(error)) from None
         grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
         shapes.add((image.height, image.width, 1 if grey else 3))
-    return shapes.pop() if len(shapes) == 1 and step == 1 else None
+    return shared_shape(shapes)

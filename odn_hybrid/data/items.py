@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from odn_hybrid.errors import DataError, InputError
 from odn_hybrid.imaging import open_image, pil_array
 
-__all__ = ["ArrayItems", "FileItems", "ItemError", "Items", "hash_array"]
+__all__ = ["ArrayItems", "FileItems", "ItemError", "Items", "hash_array", "shared_shape"]
 
 
 class ItemError(DataError):
@@ -87,6 +87,18 @@ class ArrayItems(Items):
     def digest(self) -> str:  # computed once: it reads every pixel
         """See `Items.digest`."""
         return hash_array(self.images, self.labels)
+
+
+def shared_shape(shapes: Iterable[tuple[int, int, int] | None]) -> tuple[int, int, int] | None:
+    """(height, width, channels) of images of all these shapes; None where they are not of one size.
+
+    Of grey and colour ones it is that of colour: `Preprocess` makes them alike.
+    """
+    known = set(shapes)
+    sizes = {shape if shape is None else shape[:2] for shape in known}
+    if len(sizes) != 1 or None in known:
+        return None
+    return max(shape for shape in known if shape is not None)
 
 
 class FileItems(Items):

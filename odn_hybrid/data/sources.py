@@ -8,27 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Subset
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
 
 from odn_hybrid.data.arrays import read_npz
 from odn_hybrid.data.folders import read_folder
-from odn_hybrid.data.items import Items
+from odn_hybrid.data.items import Items, shared_shape
 from odn_hybrid.data.labels import name_classes
 from odn_hybrid.data.named import TORCHVISION_NAMES, read_digits, read_torchvision
 from odn_hybrid.data.splits import Split, divide
-from odn_hybrid.data.user import class_names, read_user
+from odn_hybrid.data.user import class_names, read_user, without_loader
 from odn_hybrid.errors import ConfigError, DataError
 
 __all__ = ["DATA_NAMES", "Data", "load_data"]
 
 DATA_NAMES = ("digits", *TORCHVISION_NAMES)
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
     """A data set, divided.
 
-    `image_shape` is (height, width, channels) in the files, None if images differ. `classes` has one name per
+    `image_shape` is (height, width, channels) in the files, None if they differ in size; of 3 channels where
+    some are grey and some in colour. `classes` has one name per
     class; one without images says so. `folder`: it came from image files. `ready`: its images are float
     tensors that the model takes as they are.
     """
@@ -96,7 +99,7 @@ def load_data(
         name=name,
         num_classes=len(classes),
         classes=classes,
-        image_shape=shapes.pop() if len(shapes) == 1 else None,
+        image_shape=shared_shape(shapes),
         splits=divide(pools, seed, name),
         seed=seed,
         folder=folder,
@@ -160,11 +163,34 @@ def _open_path(source: str | Path) -> tuple[str, dict[str, Items], list[str] | N
 
 
 def _check_disjoint(parts: tuple[Any, ...]) -> None:
-    sets = [getattr(part, "dataset", part) if not isinstance(part, Subset) else part for part in parts]
-    for number, one in enumerate(sets):
-        for other in sets[:number]:
-            same = one is other
-            if isinstance(one, Subset) and isinstance(other, Subset) and one.dataset is other.dataset:
-                same = bool(set(one.indices) & set(other.indices))
-            if same:
-                raise DataError("train, val and test share images; give data sets that have none in common")
+    found = [_origins(part) for part in parts]
+    for number, one in enumerate(found):
+        for other in found[:number]:
+            for owner in set(one) & set(other):
+                if len(np.intersect1d(one[owner], other[owner])):
+                    raise DataError(
+                        "train, val and test share images; give data sets that have none in common"
+                    )
+
+
+def _origins(part: Any) -> dict[int, Indices]:
+    """Which items of which data sets (by `id`) lie below loaders, subsets and wrappers."""
+    owners, items = _origin(part)
+    return {int(owner): items[owners == owner] for owner in np.unique(owners)}
+
+
+def _origin(part: Any) -> tuple[Indices, Indices]:
+    """Of every item the data set that it comes from at last, and its index there."""
+    part = without_loader(part)
+    if isinstance(part, Subset):
+        owners, items = _origin(part.dataset)
+        chosen = np.asarray(part.indices, dtype=np.int64)
+        return owners[chosen], items[chosen]
+    if isinstance(part, ConcatDataset):
+        found = [_origin(one) for one in part.datasets]
+        return np.concatenate([owners for owners, _ in found]), np.concatenate([items for _, items in found])
+    size = len(part) if hasattr(part, "__len__") else 1  # what can only be iterated is one whole
+    inner: Any = getattr(part, "dataset", None)
+    if hasattr(inner, "__len__") and len(inner) == size:  # a wrapper, such as one that transforms
+        return _origin(inner)
+    return np.full(size, id(part), dtype=np.int64), np.arange(size)

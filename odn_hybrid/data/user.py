@@ -11,7 +11,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
 
 from odn_hybrid.data.arrays import image_array
 from odn_hybrid.data.items import ArrayItems, ItemError, Items
@@ -19,9 +31,11 @@ from odn_hybrid.data.labels import check_labels
 from odn_hybrid.errors import DataError, InputError, OdnError
 from odn_hybrid.imaging import pil_array
 
-__all__ = ["MAX_STREAMED", "class_names", "read_user"]
+__all__ = ["MAX_STREAMED", "class_names", "read_user", "without_loader"]
 
 MAX_STREAMED = 1_000_000  # images taken from a data set that can only be iterated
+#: Samplers that mean all of a data set; a fit has an order of its own, and shares batches itself.
+WHOLE = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
 _PROBES = 16  # images looked at when a data set is opened
 _SHAPE_HINT = "give a PIL image, a uint8 array HxW or HxWxC, or a float tensor CxHxW"
 
@@ -70,14 +84,35 @@ class UserItems(Items):
         return b"".join(str(image.shape).encode() + image.tobytes() for image in images)
 
 
-def read_user(source: Any, where: str) -> Items:
-    """Items of a data set or loader.
+def without_loader(source: Any) -> Any:
+    """What a loader over a map-style data set reads, without its batching, order and collate function.
 
-    Of a loader over a map-style data set only that data set is used (its batching, sampler and collate
-    function are not); anything else is iterated once and kept in memory.
+    That is the data set (of a loader over a stream, the stream), or the subset that a `SubsetRandomSampler`
+    draws from. Raises `DataError` for a sampler that is not torch's own: nobody knows which images it means.
+    Anything else is given back.
     """
-    if isinstance(source, DataLoader) and hasattr(source.dataset, "__getitem__"):
-        source = source.dataset
+    if not (isinstance(source, DataLoader) and hasattr(source.dataset, "__getitem__")):
+        return source
+    if isinstance(source.dataset, IterableDataset):
+        return source.dataset
+    sampler: Any = source.batch_sampler
+    if type(sampler) is BatchSampler:
+        sampler = sampler.sampler
+    if sampler is None:
+        sampler = source.sampler  # of a loader that does not make batches
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(source.dataset, [int(index) for index in sampler.indices])
+    if type(sampler) not in WHOLE:
+        raise DataError(
+            f"a loader draws its images by a {type(sampler).__name__}, which a fit could not follow: give "
+            "the data set itself, or a torch.utils.data.Subset of it"
+        )
+    return source.dataset
+
+
+def read_user(source: Any, where: str) -> Items:
+    """Items of a data set or loader, see `without_loader`; what can only be iterated is kept in memory."""
+    source = without_loader(source)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         if len(source) == 0:
             raise DataError(f"{where} is empty; give at least one image per class")

@@ -63,6 +63,7 @@ def conclude(
             "exit": reference,
             "units": network.units[reference - 1],
             "full": reference == len(network),
+            "chance": _largest_share(records["selection"]),
         },
         "exits": [_exit_row(k, network, costs, trained[k - 1], records) for k in range(1, len(network) + 1)],
         "static": {**static, "units": network.units[static["exit"] - 1]},
@@ -186,6 +187,11 @@ def _exit_row(
         "bytes": costs.bytes[k - 1],
         "accuracy": {"selection": accuracy("selection"), "test": accuracy("test")},
     }
+
+
+def _largest_share(record: ExitRecord) -> float:
+    """Accuracy of always answering the most frequent class."""
+    return float(np.bincount(record.labels).max() / len(record.labels))
 
 
 def _accuracy(correct: int, n: int) -> dict[str, Any]:

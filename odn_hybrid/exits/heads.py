@@ -8,6 +8,7 @@ from typing import Any
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import UninitializedParameter
 
 from odn_hybrid.errors import ConfigError
 from odn_hybrid.trunk.layout import Layout
@@ -28,10 +29,15 @@ def register_head(name: str) -> Callable[[HeadFactory], HeadFactory]:
 
     Example:
         >>> import odn_hybrid as odn
+        >>> from odn_hybrid.exits import build_head
+        >>> from odn_hybrid.trunk.layout import Layout
         >>> from torch import nn
-        >>> @odn.register_head("flat")
-        ... def flat(layout, num_classes):
-        ...     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+        >>> @odn.register_head("largest")  # of feature maps: layout.kind is "NCHW"
+        ... def largest(layout, num_classes):
+        ...     pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        ...     return nn.Sequential(pool, nn.Linear(layout.channels, num_classes))
+        >>> build_head("largest", Layout("NCHW", 64, 8, 8), 10)[1].in_features
+        64
     """
 
     def add(factory: HeadFactory) -> HeadFactory:
@@ -46,9 +52,15 @@ def build_head(name: str, layout: Layout, num_classes: int, **args: Any) -> nn.M
     if name not in HEADS:
         raise ConfigError(f"unknown exit head {name!r}; known heads: {', '.join(sorted(HEADS))}")
     try:
-        return HEADS[name](layout, num_classes, **args)
+        head = HEADS[name](layout, num_classes, **args)
     except TypeError as error:
         raise ConfigError(f"exit head {name!r}: {error}") from None
+    if any(isinstance(parameter, UninitializedParameter) for parameter in head.parameters()):
+        raise ConfigError(
+            f"exit head {name!r} holds lazy layers, whose sizes nobody knows before an image comes by: take "
+            "sizes from its layout"
+        )
+    return head
 
 
 class _Normed(nn.Module):

@@ -170,6 +170,14 @@ class MultiExit(nn.Module):
             raise ModelError(f"no exit has {depth!r} units; the thin networks have {list(self.units)} units")
         return self.units.index(depth) + 1
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that the backbone would not have decayed, such as position embeddings.
+
+        timm's optimizers ask a model for these.
+        """
+        asked = getattr(self.backbone, "no_weight_decay", None)
+        return {f"backbone.{name}" for name in asked()} if callable(asked) else set()
+
     def copy(self) -> MultiExit:
         """An independent copy, weights included."""
         return copy.deepcopy(self)

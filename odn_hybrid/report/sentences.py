@@ -61,12 +61,25 @@ def _explain_static(report: Data) -> list[str]:
         size, macs = (percent(row[key] / whole[key]) for key in ("bytes", "macs_static"))
         cost += f" ({size} and {macs} of the full network's)"
     lines.append(f"It has {accuracy} % on the test split and takes {cost}.")
+    lines += _no_better_than_guessing(report, exits[reference])
     if reference != last or not exits[last]["trained"]:
         lines.append(
             f"The full network was not trained: drops are measured against exit {reference} "
             f"({exits[reference]['units']} units), the deepest that was."
         )
     return lines
+
+
+def _no_better_than_guessing(report: Data, row: Data) -> list[str]:
+    """A warning where the network that drops are measured against may as well not have been trained."""
+    chance, seen = report["reference"].get("chance"), (row["accuracy"] or {}).get("selection")
+    if chance is None or seen is None or seen["low"] > chance:
+        return []
+    return [
+        f"Warning: exit {row['exit']}, which drops are measured against, is not shown to be better than "
+        f"always answering the most frequent class ({percent(chance)} of the selection split): training has "
+        "probably failed, try another learning rate (optim.lr) or more epochs."
+    ]
 
 
 def _explain_dynamic(report: Data) -> list[str]:
@@ -135,6 +148,8 @@ def _explain_search(report: Data) -> list[str]:
     search = report["search"]
     macs, time = count(search["train_macs"]), duration(search["seconds"])
     lines = [f"The search took {search['epochs']:g} epochs, {macs} training MACs and {time}."]
+    if search.get("stopped_by") == "budget":
+        lines.append("It ended because its budget was used up: with a larger one it would have gone on.")
     by_depth = search.get("by_depth")
     if isinstance(by_depth, Mapping) and by_depth:
         # Keys are exits; JSON made strings of them.

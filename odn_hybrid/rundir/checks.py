@@ -46,21 +46,17 @@ def check_creatable(path: Path) -> None:
 
 
 def first_difference(stored: Any, wanted: Mapping[str, Any], *, ignore: tuple[str, ...]) -> str | None:
-    """The first field that is not as stored, in words, or None. `ignore` names fields at the top."""
+    """The first field that is not as stored, in words, or None. `ignore`: fields, also "section.field"."""
     if not isinstance(stored, Mapping):
         return "its recipe is missing"
-    for key in [*wanted, *(key for key in stored if key not in wanted)]:
-        if key not in ignore:
-            difference = _compare(stored.get(key), wanted.get(key), key)
-            if difference is not None:
-                return difference
-    return None
+    return _compare(dict(stored), dict(wanted), "", ignore)
 
 
-def _compare(old: Any, new: Any, name: str) -> str | None:
+def _compare(old: Any, new: Any, name: str, ignore: tuple[str, ...] = ()) -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*new, *(key for key in old if key not in new)]:
-            difference = _compare(old.get(key), new.get(key), f"{name}.{key}")
+            field = f"{name}.{key}" if name else str(key)
+            difference = None if field in ignore else _compare(old.get(key), new.get(key), field, ignore)
             if difference is not None:
                 return difference
         return None

@@ -42,7 +42,7 @@ LOCK = "ledger.lock"
 CHECKPOINT_FILE = "state.safetensors"
 
 # A resumed fit may run on another machine; its data are checked by `begin`, once they are read.
-NOT_THE_RECIPE = ("schema", "environment", "splits")
+NOT_THE_RECIPE = ("schema", "environment", "splits", "device", "data.root", "data.workers", "frozen.folder")
 
 
 class RunDir:
@@ -75,9 +75,9 @@ class RunDir:
     ) -> RunDir:
         """Check that a fit of `recipe` may use `path`; nothing is written before `begin`.
 
-        With `resume`, a run of the same recipe may be there, interrupted or finished: every field but
-        "environment" and "splits" equals the stored one, to which `complete` adds what recipes did not have
-        when it was stored. Raises `RunDirError` where the place is taken,
+        With `resume`, a run of the same recipe may be there, interrupted or finished: every field but those
+        that tell where it runs (`NOT_THE_RECIPE`) equals the stored one, to which `complete` adds what
+        recipes did not have when it was stored. Raises `RunDirError` where the place is taken,
         `StorageError` where it cannot be written.
         """
         path = Path(path)
@@ -131,8 +131,9 @@ class RunDir:
     def begin(self, found: Mapping[str, Any] | None = None) -> None:
         """Make the folder and write config.json: the recipe, and `found`, the fields known only now.
 
-        A resumed run keeps its config.json. `found` must agree with it ("environment" apart), or the data
-        changed since and `RunDirError` says so. When this fails, it leaves nothing behind.
+        A resumed run keeps its config.json. `found` must agree with it (the recipe, which `create` compared,
+        and "environment" apart), or the data changed since and `RunDirError` says so. When this fails, it
+        leaves nothing behind.
         """
         described: dict[str, Any] = to_plain(found or {})
         if self.resumed:
@@ -153,7 +154,7 @@ class RunDir:
 
     def _check_same(self, found: dict[str, Any]) -> None:
         known = {key: self.config.get(key) for key in found}
-        difference = first_difference(known, found, ignore=("environment",))
+        difference = first_difference(known, found, ignore=("environment", "recipe"))
         if difference is not None:
             raise RunDirError(
                 f"{self.path} was begun otherwise ({difference}): restore that, or choose another --out"

@@ -95,6 +95,7 @@ class Engine:
             class_weights=class_weights(train.labels, network.trunk.num_classes)
             if config.optim.class_weights == "balanced"
             else None,
+            images=len(train),
         )
         mixes = config.data.mixup > 0 or config.data.cutmix > 0
         self.mixing = Mixing(config.data, network.trunk.num_classes, config.seed) if mixes else None

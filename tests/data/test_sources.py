@@ -171,6 +171,32 @@ def test_differing_sizes_and_grey_files(
     assert read_all(data, "train").shape[1:] == (3, 16, 16)
 
 
+@pytest.mark.parametrize("grey", ["picture", "split"])
+def test_a_grey_file_does_not_change_the_size(
+    tmp_path: Path, grey: str, picture_folder: Callable[..., Path], read_all: Callable[..., torch.Tensor]
+) -> None:
+    if grey == "picture":
+        picture_folder(tmp_path)
+        Image.fromarray(images(1, 30, 30)[0]).save(tmp_path / "cat" / "007.png")
+    else:
+        picture_folder(tmp_path / "train")
+        for file in (picture_folder(tmp_path / "val") / "cat").iterdir():
+            Image.open(file).convert("L").save(file)
+        for file in (tmp_path / "val" / "dog").iterdir():
+            Image.open(file).convert("L").save(file)
+    data = load_data(tmp_path)
+    assert data.image_shape == (30, 30, 3)
+    assert {read_all(data, name).shape[1:] for name in data.splits} == {(3, 30, 30)}
+
+
+def test_pixels_of_unknown_range_are_refused_at_once(
+    tmp_path: Path, picture_folder: Callable[..., Path], refused: Callable[..., None]
+) -> None:
+    picture_folder(tmp_path)
+    Image.fromarray(np.zeros((30, 30), np.float32)).save(tmp_path / "cat" / "depth.tif")
+    refused(tmp_path, "mode 'F' of unknown range")
+
+
 def test_broken_pictures_are_named(
     tmp_path: Path,
     picture_folder: Callable[..., Path],

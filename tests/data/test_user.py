@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    random_split,
+)
 
 from odn_hybrid.data import (
     choose_preprocess,
@@ -139,7 +149,35 @@ def test_digest_of_users_data_is_stable_even_if_it_answers_at_random() -> None:
     assert load_data(Pictures(convert=jitter)).describe() == load_data(Pictures(convert=jitter)).describe()
 
 
+class Shown(Dataset[Any]):
+    """A wrapper, as people write them to transform images."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+
+class Evens(Sampler[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter([0, 2, 4])
+
+
 SAME = Pictures()
+
+
+def test_a_loader_that_draws_from_a_subset_means_that_subset(read_all: Callable[..., torch.Tensor]) -> None:
+    whole = TensorDataset(torch.rand(80, 3, 8, 8), torch.arange(80) % 2)
+    loader = DataLoader(whole, batch_size=7, sampler=SubsetRandomSampler(range(20, 80)))
+    drawn, asked = load_data(loader), load_data(Subset(whole, range(20, 80)))
+    for name in asked.splits:
+        assert torch.equal(read_all(drawn, name), read_all(asked, name))
+    parts = (Shown(Subset(whole, range(20, 80))), Subset(Shown(whole), range(20)))
+    assert len(load_data(parts).splits["train"]) == 60
 
 
 @pytest.mark.parametrize(
@@ -161,6 +199,13 @@ SAME = Pictures()
         ([(images(1, 2, 2, 2, 2)[0], k % 2) for k in range(40)], "ndarray of uint8"),
         ((SAME, SAME), "share images"),
         ((Subset(SAME, range(30)), Subset(SAME, range(29, 40))), "share images"),
+        ((SAME, Subset(SAME, range(30))), "share images"),
+        ((DataLoader(SAME, sampler=SubsetRandomSampler(range(30))), Subset(SAME, [3, 35])), "share images"),
+        ((Subset(Subset(SAME, range(5, 40)), range(20)), Subset(SAME, range(24, 40))), "share images"),
+        ((ConcatDataset([SAME, Pictures()]), Subset(SAME, [-1])), "share images"),
+        ((Shown(SAME), Subset(SAME, range(3))), "share images"),
+        (DataLoader(SAME, sampler=Evens()), "by a Evens"),
+        (DataLoader(SAME, batch_sampler=Evens()), "by a Evens"),
         ((Pictures(), Pictures(convert=to_tensor)), "different kinds"),
     ],
 )

@@ -18,12 +18,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import serving
+from torch import distributed
 
 from odn_hybrid.config import FitConfig, from_dict
 from odn_hybrid.data import load_data, make_loader
 from odn_hybrid.data.preprocess import Preprocess
 from odn_hybrid.errors import ConfigError
 from odn_hybrid.training.devices.device import shards_weights
+from odn_hybrid.training.devices.processes import together
 from odn_hybrid.training.devices.sharing import check_batch, rows_of, shared_loader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -362,3 +364,23 @@ def test_started_by_a_launcher(launcher: list[str], tiny_arguments: list[str], t
     assert json.loads(done.stdout) == json.loads((out / "report.json").read_text())
     assert done.stderr.count("saved in") == 1
     check_whole(out)
+
+
+def test_an_error_that_was_caught_is_not_raised_again_for_a_later_one() -> None:
+    """Two fits in one script: word that the first left for the other processes is not the second's."""
+
+    @together
+    def fail(error: Exception) -> None:
+        raise error
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ConfigError, match="the first") as first:
+            fail(ConfigError("the first"))
+        with pytest.raises(ValueError, match="the second"):
+            fail(ValueError("the second"))
+        with pytest.raises(ConfigError, match="the third") as third:
+            fail(ConfigError("the third"))
+    finally:
+        distributed.destroy_process_group()
+    assert not first.value.elsewhere and not third.value.elsewhere  # each is printed by somebody

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,6 +18,7 @@ from odn_hybrid.cost import count_costs
 from odn_hybrid.data import Data, channel_stats, choose_preprocess, load_data
 from odn_hybrid.errors import ConfigError, TrainingError
 from odn_hybrid.exits import MultiExit
+from odn_hybrid.outputs import record_outputs
 from odn_hybrid.training import OBJECTIVES, build_objective, register_objective
 from odn_hybrid.training.devices.device import accelerator_on
 from odn_hybrid.training.devices.precision import misread_convolutions, resolve_precision
@@ -267,6 +270,26 @@ def test_too_little_memory_is_said_with_the_batch(data: Data, monkeypatch: pytes
         make_engine(data).run()
 
 
+def test_an_evaluation_takes_as_many_images_at_once_as_memory_allows(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, sizes = make_engine(data), []
+    asked = (engine.network, data.splits["train"], engine.preprocess)
+    wanted = record_outputs(*asked)
+    forward = MultiExit.forward
+
+    def narrow(network: MultiExit, images: torch.Tensor, upto: int | None = None) -> list[torch.Tensor]:
+        sizes.append(len(images))
+        if len(images) > 40:
+            raise torch.OutOfMemoryError("tried to allocate much")
+        return forward(network, images, upto)
+
+    monkeypatch.setattr(MultiExit, "forward", narrow)
+    found = record_outputs(*asked)
+    np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-5)
+    assert max(sizes) > 40 and max(sizes[-3:]) <= 40
+
+
 def test_unknown_optimizer(data: Data) -> None:
     with pytest.raises(ConfigError, match="optimizer 'nonsense' cannot be made"):
         make_engine(data, **{"optim.name": "nonsense"})
@@ -287,6 +310,21 @@ def test_precision_by_device() -> None:
     assert resolve_precision("fp32", CPU, network) == torch.float32
     assert resolve_precision("bf16", CPU, network) == torch.bfloat16
     assert resolve_precision("auto", CPU, network) in (torch.float32, torch.bfloat16)
+
+
+def test_auto_takes_bf16_where_it_is_native_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated it is slower than fp32: on GPUs before Ampere, and wherever a CPU has AVX-512 alone."""
+
+    def cuda(*, including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", cuda)
+    assert resolve_precision("auto", torch.device("cuda")) == torch.float32
+    assert resolve_precision("bf16", torch.device("cuda")) == torch.bfloat16
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert resolve_precision("auto", CPU) == torch.float32
+    assert resolve_precision("bf16", CPU) == torch.bfloat16
 
 
 def test_bf16_is_not_used_where_its_gradients_are_wrong() -> None:

@@ -553,3 +553,31 @@ def test_kill_9_leaves_no_features(
     found, wanted = results(tmp_path / "run"), results(tmp_path / "whole")
     for part in wanted:
         assert found[part] == wanted[part], part
+
+
+def test_a_channel_that_is_silent_in_training_does_not_upset_the_head_later() -> None:
+    random = torch.Generator().manual_seed(0)
+    features = torch.rand(2000, 32, generator=random) * 0.3
+    features[:, 5:9] = 0.0
+    labels = features[:, :4].argmax(1)
+    head = build_head("linear", Layout("NCHW", 32, 1, 1), 4)
+    fit_head(head, Examples(features, 1.0, labels, 1500, torch.device("cpu")), HeadPlan(20, seed=0), 1)
+    awake = features.clone()
+    awake[:, 5:9] = 0.2
+    with torch.no_grad():
+        asleep, found = (head.classify(one[1500:]) for one in (features, awake))  # type: ignore[operator]
+    assert (asleep.argmax(1) == labels[1500:]).float().mean() > 0.9
+    torch.testing.assert_close(found, asleep)
+
+
+def test_a_frozen_module_that_says_no_mean_and_deviation_is_asked_for_them(tiny: dict[str, Any]) -> None:
+    model = timm.create_model("resnet18", num_classes=3, in_chans=1, **tiny["overrides"]["model.args"])
+    assert isinstance(model, nn.Module)
+    model.pretrained_cfg = {}  # type: ignore[assignment]
+    asked = {"model": model, "data": tiny["data"], "regime": "frozen"}
+    changes = {"data.image_size": 12, "frozen.epochs": 1}
+    with pytest.raises(ConfigError, match=r"set data\.normalise to"):
+        fit(**asked, overrides=changes)
+    model.pretrained_cfg = {"mean": (0.5,), "std": (0.25,)}  # type: ignore[assignment]
+    run = fit(**asked, overrides=changes)
+    assert run.transform.mean == (0.5,) and run.transform.std == (0.25,)

@@ -183,7 +183,8 @@ def test_rates_fall_from_unit_to_unit_towards_the_stem(make: Any) -> None:
     named = dict(network.named_parameters())
     assert {id(p) for p in named.values()} <= set(rate)
     for name, parameter in named.items():
-        assert (decay[id(parameter)] > 0) == (parameter.ndim > 1 and not name.endswith(".bias"))
+        spared = name.endswith((".bias", "cls_token", "pos_embed"))  # the last two by the model's own word
+        assert (decay[id(parameter)] > 0) == (parameter.ndim > 1 and not spared)
 
     def of(module: torch.nn.Module) -> set[float]:
         return {round(rate[id(p)], 12) for p in module.parameters()}
@@ -204,6 +205,30 @@ def test_rates_fall_from_unit_to_unit_towards_the_stem(make: Any) -> None:
 def test_without_layer_decay_all_have_one_rate() -> None:
     optimizer, _ = make_optimizer(make_network(), build_objective("joint", 4), FitConfig(), True)
     assert len({group["lr"] for group in optimizer.param_groups}) == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "SGD", "lookahead_sgd", "nesterov", "sgdw"])
+def test_sgd_by_any_of_its_names_has_its_own_rate_decay_and_momentum(name: str) -> None:
+    recipe = replace_fields(FitConfig(), {"optim.name": name, "optim.momentum": 0.5})
+    optimizer, base = make_optimizer(make_network(), build_objective("joint", 4), recipe, True)
+    assert base[0] == pytest.approx(0.1) and optimizer.param_groups[0]["momentum"] == 0.5
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 5e-4}
+
+
+def test_the_rate_follows_the_images_of_a_real_batch() -> None:
+    objective = build_objective("joint", 4)
+    recipe = replace_fields(FitConfig(), {"optim.batch_size": 4096})
+    assert make_optimizer(make_network(), objective, recipe, True, 640)[1][0] == pytest.approx(0.5)
+    assert make_optimizer(make_network(), objective, recipe, True)[1][0] == pytest.approx(3.2)
+
+
+def test_position_embeddings_are_not_decayed() -> None:
+    network = make_token_network()
+    optimizer, _ = make_optimizer(network, build_objective("joint", 4), FitConfig(), False)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, parameter in network.named_parameters() if id(parameter) in decayed}
+    assert "backbone.patch_embed.proj.weight" in names
+    assert not names & {"backbone.pos_embed", "backbone.cls_token"}
 
 
 # --- targets ----------------------------------------------------------------------------------------

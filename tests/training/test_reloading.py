@@ -411,3 +411,13 @@ def test_a_trace_goes_on_where_it_was_interrupted(
     for depth in {row["current"] for row in rows}:
         assert sum(row["current"] == depth and row["phase"] != "warmup" for row in rows) <= 5
     assert all("test_accuracy" not in row for row in whole if not row["finished"])
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(14, 2), (15, 3)])
+def test_a_depth_is_begun_only_where_its_first_epoch_can_be_paid_for(limit: int, kept: int) -> None:
+    """Two depths that stop gaining after 7 epochs each: the third would be the 15th."""
+    procedure = rules(0.99, exits=4, limit=limit, warmup_epochs=0, patience=3, carry_best=False)
+    progress = procedure.first()
+    while progress.phase != "done":
+        progress = step(procedure, progress, min(0.7, 0.4 + 0.1 * progress.phase_epochs))
+    assert progress.epoch == limit and progress.current == kept and progress.stopped_by == "budget"

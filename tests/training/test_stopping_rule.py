@@ -137,6 +137,16 @@ def test_nobody_stops_before_something_was_learnt():
     assert StoppingRule(4, 5.0).shares(logits, even(4)).tolist() == [0, 0, 0, 1]
 
 
+def test_it_learns_in_training_only():
+    logits, _ = evidence(100)
+    rule = taught(logits, 1.0)
+    before = {name: value.clone() for name, value in rule.state_dict().items()}
+    rule.eval().shares(logits, even(4))
+    assert all(torch.equal(value, before[name]) for name, value in rule.state_dict().items())
+    rule.train().shares(logits, even(4))
+    assert not torch.equal(rule.seen, before["seen"])
+
+
 def test_at_a_large_price_all_stop_at_the_first_exit():
     logits, _ = evidence(1000)
     assert (exit_taken(taught(logits, 100.0, batches=50), logits) == 0).mean() > 0.99

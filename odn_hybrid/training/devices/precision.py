@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +23,7 @@ def resolve_precision(wanted: str, device: torch.device, network: MultiExit | No
     """
     if wanted == "fp32":
         return torch.float32
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if wanted == "auto" and not native:
+    if wanted == "auto" and not _native_bf16(device):
         return torch.float32
     bad = misread_convolutions(network) if network is not None and device.type == "cpu" else []
     if bad and wanted == "bf16":
@@ -34,6 +32,15 @@ def resolve_precision(wanted: str, device: torch.device, network: MultiExit | No
             "stride exceeds them; choose precision fp32 or a larger image_size"
         )
     return torch.float32 if bad else torch.bfloat16
+
+
+def _native_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16; emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() in ("x86_64", "amd64"):  # oneDNN emulates it wherever there is AVX-512
+        return torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()

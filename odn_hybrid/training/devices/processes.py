@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -149,6 +150,7 @@ class Processes:
 # --- failing ----------------------------------------------------------------------------------------
 
 KEY = "odn_hybrid.failed"
+CALLS = itertools.count()
 
 
 def together(work: Callable[P, T]) -> Callable[P, T]:
@@ -159,6 +161,9 @@ def together(work: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(work)
     def do(*args: P.args, **kwargs: P.kwargs) -> T:
+        key = (
+            f"{KEY}.{next(CALLS)}"  # all processes call equally often; what an earlier call left is not ours
+        )
         try:
             return work(*args, **kwargs)
         except Exception as error:
@@ -167,36 +172,36 @@ def together(work: Callable[P, T]) -> Callable[P, T]:
                     error.elsewhere = not is_main_process()
                 raise
             if isinstance(error, OdnError):
-                _publish(error)
+                _publish(error, key)
                 raise
-            found = _published()
+            found = _published(key)
             if found is not None:
                 raise found from error
             lost = TrainingError(ENDED) if _connection_lost(error) else error
-            _publish(lost)
+            _publish(lost, key)
             raise lost from error
 
     return do
 
 
-def _publish(error: Exception) -> None:
+def _publish(error: Exception, key: str) -> None:
     """Leave word of an error for the others; the first to do so is the one that prints it."""
     if error.__dict__.get("shared"):  # all know already; the main process prints
         return
     with suppress(Exception):  # the place where word is left may have gone with its process
         store = distributed.distributed_c10d._get_default_store()
-        first = store.add(f"{KEY}.count", 1) == 1
+        first = store.add(f"{key}.count", 1) == 1
         if first:
-            store.set(KEY, json.dumps(_described(error)))
+            store.set(key, json.dumps(_described(error)))
         if isinstance(error, OdnError):
             error.elsewhere = not first
 
 
-def _published() -> OdnError | None:
+def _published(key: str) -> OdnError | None:
     with suppress(Exception):
         store = distributed.distributed_c10d._get_default_store()
-        if store.check([KEY]):
-            return _rebuilt(json.loads(store.get(KEY)))
+        if store.check([key]):
+            return _rebuilt(json.loads(store.get(key)))
     return None
 
 

@@ -55,7 +55,7 @@ class Examples:
     def __init__(self, held: Tensor, factor: float, labels: Tensor, train: int, device: torch.device) -> None:
         self.factor, self.labels, self.train, self.device = factor, labels.to(device), train, device
         self.resident = held.numel() * torch.float32.itemsize <= RESIDENT
-        self.held = held.to(device).float() * factor if self.resident else held
+        self.held = held.to(device, torch.float32, copy=True).mul_(factor) if self.resident else held
         self.scaled: Standard | None = None
 
     @property
@@ -73,9 +73,9 @@ class Examples:
         step = max(1, self.train // min(SAMPLE, self.at_once))
         standard = standard_of(self._ready(self.held[: self.train : step]), axis)
         if not centred:
-            standard = Standard(standard.mean * 0, standard.deviation, axis, self.held.dim())
+            standard = standard.uncentred()
         if self.resident:
-            self.held = standard(self.held)  # once, instead of in every batch
+            standard.apply_(self.held)  # once, instead of in every batch
         else:
             self.scaled = standard
         return standard

@@ -19,7 +19,7 @@ from torch import nn
 from odn_hybrid.config import FitConfig, ObjectiveConfig
 from odn_hybrid.cost import Costs
 from odn_hybrid.data import Preprocess, Split, check_policy
-from odn_hybrid.errors import ConfigError, ModelError
+from odn_hybrid.errors import ConfigError, ModelError, TrainingError
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.rundir import RunDir
 from odn_hybrid.training.devices.precision import resolve_precision
@@ -57,7 +57,8 @@ class Frozen:
 
     Raises, before anything is computed or written:
         ConfigError: what cannot be done on kept features, or the features exceed `frozen.max_bytes`.
-        ModelError: the classifier must be trained, and isn't one linear layer.
+        ModelError: the classifier is new, and isn't one linear layer. (Of a module that was handed over
+            nobody knows whether its classifier fits: there it may show only after the pass, in `run`.)
         StorageError: the disk has no room for the features.
     """
 
@@ -168,14 +169,20 @@ class Frozen:
 
     def _fit(self, head: nn.Module, store: FeatureStore, number: int) -> Fitted:
         labels = [*[self.train.labels] * self.config.frozen.passes, self.selection.labels]
-        examples = Examples(
-            store.held(number),
-            store.factors[number],
-            torch.from_numpy(np.concatenate(labels)),
-            self.rows - len(self.selection),
-            self.device,
-        )
-        found = fit_head(head, examples, self._plan(), number)
+        try:
+            examples = Examples(
+                store.held(number),
+                store.factors[number],
+                torch.from_numpy(np.concatenate(labels)),
+                self.rows - len(self.selection),
+                self.device,
+            )
+            found = fit_head(head, examples, self._plan(), number)
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"the device's memory is too small to train the head of exit {number}; choose a head that "
+                "needs less (linear), or device cpu"
+            ) from None
         self.train_macs += 3.0 * self.costs.heads[number - 1] * found.images
         return found
 

@@ -63,7 +63,8 @@ class StoppingRule(nn.Module):
         count, total = self._binned(bins[:-1], saved)
         if not whole:
             taken, count, total = _over_processes(taken, count, total)
-        self._learn(count, total)
+        if self.training:
+            self._learn(count, total)
         return taken / taken.sum()
 
     def stops(self, logits: list[Tensor]) -> Tensor:

@@ -98,6 +98,8 @@ class Reloading(Expansion):
         if progress.stale >= self.config.reload.patience:
             if progress.phase == "settle":
                 return replace(progress, phase="done")
+            if self._over(progress, 1, self.alone_macs[progress.current]):
+                return replace(progress, phase="done", stopped_by="budget")
             deeper = replace(progress, current=progress.current + 1, phase_epochs=0)
             best = progress.best if self.config.reload.carry_best else -1.0
             progress = replace(deeper, best=best, stale=0, rate=1.0, then=RELOAD)
@@ -121,7 +123,8 @@ class Reloading(Expansion):
     def _within_budget(self, progress: Progress) -> Progress:
         """`progress`, or its end where the next epoch cannot be paid for.
 
-        A depth that has just begun has no weights to keep: one epoch of it is trained all the same.
+        A depth that has just begun has no weights to keep; whether its first epoch can be paid for was asked
+        before.
         """
         if progress.then == RELOAD or not self._over(progress, 1, self.alone_macs[progress.current - 1]):
             return progress

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from torch import nn
 
 from odn_hybrid.config import FitConfig
@@ -14,24 +15,30 @@ from odn_hybrid.exits import MultiExit
 
 __all__ = ["layer_groups", "make_optimizer"]
 
+#: timm's names of SGD, whose rates and decays are not those of Adam and its kin.
+SGD = ("sgd", "nesterov", "momentum", "sgdw", "nesterovw", "momentumw", "sgdp")
+
 
 def make_optimizer(
-    network: MultiExit, objective: nn.Module, recipe: FitConfig, maps: bool
+    network: MultiExit, objective: nn.Module, recipe: FitConfig, maps: bool, images: int | None = None
 ) -> tuple[torch.optim.Optimizer, list[float]]:
     """The optimizer of network and objective, and each parameter group's full rate.
 
-    `maps`: the network's states are feature maps, for which "auto" is SGD. Raises `ConfigError` for a name
-    that timm does not know.
+    `maps`: the network's states are feature maps, for which "auto" is SGD. `images`: of the training split; a
+    batch has no more. Raises `ConfigError` for a name that timm does not know.
     """
     config = recipe.optim
     published = recipe.expansion.procedure == "reload"  # plain momentum at 0.01, decay of every parameter
     auto = "momentum" if published else ("sgd" if maps else "adamw")
-    name = config.name if config.name != "auto" else auto
-    sgd = name in ("sgd", "nesterov", "momentum")
-    scale = config.batch_size / 128 * (0.1 if recipe.regime == "finetune" else 1.0)
-    rate = config.lr if config.lr is not None else (0.01 if published else 0.1 if sgd else 1e-3) * scale
+    name = (config.name if config.name != "auto" else auto).lower()  # as timm reads it
+    base = name.rpartition("_")[2]  # timm wraps: "lookahead_sgd"
+    sgd = base in SGD
+    scale = min(config.batch_size, images or config.batch_size) / 128
+    scale *= 0.1 if recipe.regime == "finetune" else 1.0
+    full = (0.01 if published else 0.1) if sgd else 1e-3
+    rate = config.lr if config.lr is not None else full * scale
     decay = config.weight_decay if config.weight_decay is not None else (5e-4 if sgd else 0.05)
-    extra: dict[str, Any] = {"momentum": config.momentum} if sgd else {}
+    extra: dict[str, Any] = {"momentum": config.momentum} if _has_momentum(base) else {}
     if published:
         extra["filter_bias_and_bn"] = False
     if config.layer_decay is not None:
@@ -47,11 +54,19 @@ def make_optimizer(
     return optimizer, [group["lr"] for group in optimizer.param_groups]
 
 
+def _has_momentum(name: str) -> bool:
+    try:
+        return bool(get_optimizer_info(name).has_momentum)
+    except ValueError:  # unknown: making it will say so
+        return False
+
+
 def layer_groups(network: MultiExit, rate: float, decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Parameter groups whose rates fall by `layer_decay` from unit to unit towards the stem.
 
     The exit heads and the backbone's own have the full `rate`, the last unit `layer_decay` times that, the
-    stem the lowest; the first group has the full rate. As in timm, vectors and biases have no weight decay.
+    stem the lowest; the first group has the full rate. As in timm, vectors, biases and what the model's
+    `no_weight_decay` names have no weight decay.
     (timm's grouping goes by the names of a bare backbone of its own; the trunk knows the units of any.)
     """
     trunk = network.trunk
@@ -68,10 +83,11 @@ def layer_groups(network: MultiExit, rate: float, decay: float, layer_decay: flo
         # What belongs to no module of a unit is an embedding: of positions, or a class token.
         return next((layer_of[owner] for owner in owners if owner in layer_of), 0)
 
+    exempt = network.no_weight_decay()
     grouped: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or name.endswith(".bias")
+            plain = parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatch(name, one) for one in exempt)
             grouped.setdefault((layer(name), plain), []).append(parameter)
     return [
         {"params": found, "lr": rate * layer_decay ** (last - at), "weight_decay": 0.0 if plain else decay}

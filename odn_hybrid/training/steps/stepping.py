@@ -56,6 +56,7 @@ class Stepper:
         accelerator: Accelerator,
         average_steps: float | None,
         class_weights: Tensor | None = None,
+        images: int | None = None,
     ) -> None:
         self.config, self.accelerator = config, accelerator
         device = accelerator.device
@@ -70,7 +71,9 @@ class Stepper:
         self.processes.align(self.network)  # a user's module may have other first weights in each process
         self.processes.align(self.objective)
         self.network = self._to_train(self.network)
-        self.optimizer, self.base_rates = make_optimizer(self.network, self.objective, config, self.maps)
+        self.optimizer, self.base_rates = make_optimizer(
+            self.network, self.objective, config, self.maps, images
+        )
         self.ema = None if average_steps is None else self._averaged(average_steps)
         self._cost_shares = torch.tensor(list(cost_shares), device=device)
         self.class_weights = None if class_weights is None else class_weights.to(device)
