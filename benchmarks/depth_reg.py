@@ -60,6 +60,12 @@ TRIALS: dict[str, dict[str, Any]] = {
     "joint_cost2_slow": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.05},
     "joint_cost2_faster": {**relaxed("power", power=2.0, deepest=0.3), "optim.lr": 0.4},
     "joint_cost_fast": {**relaxed("power", power=1.0, deepest=0.3), "optim.lr": 0.2},
+    "joint_cost_heads_fast": {
+        **relaxed("power", power=1.0, deepest=0.3, decoupled=True),
+        **HEADS,
+        "optim.lr": 0.2,
+    },
+    "joint_equal_heads_fast": {**relaxed("power", deepest=0.0, decoupled=True), **HEADS, "optim.lr": 0.2},
     # population weights
     "gates": {"objective.name": "gates"},
     "snell": relaxed("snell"),
@@ -69,6 +75,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     "snell_cost2_fast": {**relaxed("snell", power=2.0), "optim.lr": 0.2},
     "snell_cost2_faster": {**relaxed("snell", power=2.0), "optim.lr": 0.4},
     "snell_heads": {**relaxed("snell", decoupled=True), **HEADS},
+    "snell_cost2_heads_fast": {
+        **relaxed("snell", power=2.0, decoupled=True),
+        **HEADS,
+        "optim.lr": 0.2,
+    },
     "snell_more_heads": {**relaxed("snell", halting=0.6, decoupled=True), **HEADS},
     "snell_cheap": relaxed("snell", lam=0.03, halting=0.6),
     "snell_dear": relaxed("snell", lam=0.3, halting=0.6),
