@@ -110,10 +110,12 @@ class OptimConfig:
     `batch_size` images make a step, over all devices and `accumulate` forwards (batch normalisation sees the
     images of one forward). `clip_grad` is the largest norm of all gradients together. `schedule` is the shape
     in which the rate falls to zero. `class_weights="balanced"` weighs classes by the inverse of their
-    frequency. `layer_decay` multiplies rates from unit to unit towards the stem (for fine-tuning).
+    frequency. `args` are the optimizer's other options, e.g. {"betas": [0.9, 0.95]}. `layer_decay`
+    multiplies rates from unit to unit towards the stem (for fine-tuning).
     """
 
     name: str = "auto"
+    args: dict[str, Any] = field(default_factory=dict)
     lr: float | None = None
     momentum: float = 0.9
     weight_decay: float | None = None

@@ -215,6 +215,24 @@ def test_sgd_by_any_of_its_names_has_its_own_rate_decay_and_momentum(name: str) 
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 5e-4}
 
 
+def test_options_of_the_optimizers_own() -> None:
+    objective = build_objective("joint", 4)
+    recipe = replace_fields(
+        FitConfig(), {"optim.name": "adamw", "optim.args": {"betas": [0.8, 0.95], "eps": 1e-6}}
+    )
+    group = make_optimizer(make_network(), objective, recipe, True)[0].param_groups[0]
+    assert tuple(group["betas"]) == (0.8, 0.95) and group["eps"] == 1e-6
+    for args, says in (
+        ({"lr": 1.0}, r"optim\.args has 'lr': set optim\.lr"),
+        ({"opt": "sgd"}, r"set optim\.name"),
+        ({"param_group_fn": None}, "which the fit decides"),
+        ({"nonsense": 1}, "optimizer 'adamw' cannot be made: .*nonsense"),
+    ):
+        asked = replace_fields(recipe, {"optim.args": args})
+        with pytest.raises(ConfigError, match=says):
+            make_optimizer(make_network(), objective, asked, True)
+
+
 def test_the_rate_follows_the_images_of_a_real_batch() -> None:
     objective = build_objective("joint", 4)
     recipe = replace_fields(FitConfig(), {"optim.batch_size": 4096})

@@ -39,6 +39,7 @@ def make_optimizer(
     rate = config.lr if config.lr is not None else full * scale
     decay = config.weight_decay if config.weight_decay is not None else (5e-4 if sgd else 0.05)
     extra: dict[str, Any] = {"momentum": config.momentum} if _has_momentum(base) else {}
+    extra |= _options(config.args)
     if published:
         extra["filter_bias_and_bn"] = False
     if config.layer_decay is not None:
@@ -52,6 +53,17 @@ def make_optimizer(
     if own:
         optimizer.add_param_group({"params": own, "weight_decay": 0.0})
     return optimizer, [group["lr"] for group in optimizer.param_groups]
+
+
+def _options(args: dict[str, Any]) -> dict[str, Any]:
+    """Options of the optimizer's own; raises `ConfigError` for what the recipe has a field for."""
+    told = {**dict.fromkeys(("lr", "momentum", "weight_decay", "layer_decay")), "opt": "name"}
+    for name in args:
+        if name in told:
+            raise ConfigError(f"optim.args has {name!r}: set optim.{told[name] or name}")
+        if name in ("param_group_fn", "filter_bias_and_bn"):
+            raise ConfigError(f"optim.args has {name!r}, which the fit decides: leave it out")
+    return dict(args)
 
 
 def _has_momentum(name: str) -> bool:
