@@ -6,11 +6,13 @@ for its units and one head; a dynamic one for its units and every head it passed
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,24 +97,41 @@ class Costs:
 
 def count_macs(run: Callable[[], object]) -> int:
     """MACs of everything `run()` computes (convolutions, matrix products, attention)."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _rnn_layer})
+    with torch.no_grad(), _unfused(), counter:
         run()
     return int(counter.get_total_flops()) // 2
 
 
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Without the kernels that do a whole layer in one call, of which torch's counter knows nothing."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.backends.cudnn.flags(enabled=False) if torch.cuda.is_available() else nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _rnn_layer(
+    images: Sequence[int], inputs: Sequence[int], hidden: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """FLOPs of oneDNN's recurrent layer, one direction: both weight matrices at every step."""
+    return 2 * math.prod(images[:-1]) * (math.prod(inputs) + math.prod(hidden))
+
+
 def size_of(modules: Sequence[nn.Module]) -> tuple[int, int]:
     """(parameters, bytes) of modules, each tensor once: fp32 for floating ones, as stored otherwise."""
-    params: dict[int, Tensor] = {}
-    buffers: dict[int, Tensor] = {}
-    for module in modules:
-        params.update({id(p): p for p in module.parameters()})
-        kept = module.state_dict(keep_vars=True)
-        buffers.update({id(b): b for b in kept.values() if id(b) not in params})
-    total = sum(4 * p.numel() for p in params.values())
-    for buffer in buffers.values():
-        total += buffer.numel() * (4 if buffer.is_floating_point() else buffer.element_size())
-    return sum(p.numel() for p in params.values()), total
+    return _size([tensor for module in modules for tensor in module.state_dict(keep_vars=True).values()])
+
+
+def _size(tensors: Sequence[Any]) -> tuple[int, int]:
+    """The same of what is stored of modules (`state_dict(keep_vars=True)`)."""
+    each = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}.values()
+    sizes = [t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in each]
+    return sum(t.numel() for t in each if isinstance(t, nn.Parameter)), sum(sizes)
 
 
 @torch.no_grad()
@@ -169,15 +188,17 @@ def _still(network: MultiExit) -> Iterator[None]:
 def _sizes(network: MultiExit) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes of the static models: the whole backbone less what a cut removes, plus the exit's head."""
     trunk, model = network.trunk, network.backbone
-    whole_params, whole_bytes = size_of([model])
+    tensors = model.state_dict(keep_vars=True)  # those that two modules share under both names
     params, sizes = [], []
     for number, plan in enumerate(network.plans, start=1):
         own = network.own_head(number)
         units, after = unused_modules(trunk, plan, own_head=own)
-        gone_params, gone_bytes = size_of([model.get_submodule(name) for name in [*units, *after]])
+        gone = tuple(f"{name}." for name in [*units, *after])
+        kept = [tensor for name, tensor in tensors.items() if not name.startswith(gone)]
         head_params, head_bytes = size_of([] if own else [network.heads[number - 1]])
-        params.append(whole_params - gone_params + head_params)
-        sizes.append(whole_bytes - gone_bytes + head_bytes)
+        kept_params, kept_bytes = _size(kept)
+        params.append(kept_params + head_params)
+        sizes.append(kept_bytes + head_bytes)
     return tuple(params), tuple(sizes)
 
 

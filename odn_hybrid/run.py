@@ -16,7 +16,7 @@ from odn_hybrid.deploy.halting import HaltingModel
 from odn_hybrid.deploy.truncation.choice import choose_exit
 from odn_hybrid.deploy.truncation.truncate import compiled, truncate
 from odn_hybrid.earning import Earning, RunParts
-from odn_hybrid.errors import ConfigError, DataError
+from odn_hybrid.errors import ConfigError, DataError, StorageError
 from odn_hybrid.execution import Execution
 from odn_hybrid.exits import MultiExit
 from odn_hybrid.outputs import ExitRecord
@@ -271,7 +271,10 @@ class Run:
         )
         self.parts.report = {**self.parts.report, "comparison": found}
         if self.path is not None:
-            RunDir.open(self.path).write_json("report.json", self.parts.report)
+            try:
+                RunDir.open(self.path).write_json("report.json", self.parts.report)
+            except StorageError as error:  # minutes of measuring are not lost for that
+                warnings.warn(f"the comparison is not kept with the run: {error}", stacklevel=2)
         return found
 
     def _subject(self) -> Subject:

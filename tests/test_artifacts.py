@@ -72,6 +72,20 @@ def test_static_models(run: Run, images: Tensor, saved: dict[str, Path]) -> None
     assert after.transform == run.transform
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_comes_back_in_the_precision_that_it_was_saved_in(
+    run: Run, images: Tensor, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    before = run.truncate(depth=2).to(dtype)
+    odn.save(before, tmp_path / "saved")
+    after = odn.load(tmp_path / "saved")
+    assert isinstance(after, nn.Module)
+    assert {v.dtype for v in after.parameters()} == {dtype}
+    assert all(torch.equal(v, after.state_dict()[k]) for k, v in before.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(after(images.to(dtype)), before(images.to(dtype)), rtol=1e-2, atol=1e-2)
+
+
 def test_halting_models(run: Run, images: Tensor, saved: dict[str, Path]) -> None:
     before, after = run.dynamic(certify=False, gather="always"), odn.load(saved["halting"])
     assert isinstance(after, HaltingModel)
@@ -365,3 +379,31 @@ def test_any_change_of_a_run_is_survived(
         assert "\n" not in str(error)
     else:
         assert isinstance(loaded, Run)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("static",), {}),
+        (("static", "exit"), 99),
+        (("reference",), {}),
+        (("exits",), []),
+        (("exits", 0, "macs_static"), None),
+    ],
+)
+def test_a_report_that_lacks_what_is_used_is_refused(
+    saved: dict[str, Path], tmp_path: Path, where: tuple[Any, ...], value: Any
+) -> None:
+    shutil.copytree(saved["run"], tmp_path / "run")
+    file = tmp_path / "run" / "report.json"
+    values = json.loads(file.read_text())
+    target = values
+    for key in where[:-1]:
+        target = target[key]
+    if value is None:
+        del target[where[-1]]
+    else:
+        target[where[-1]] = value
+    file.write_text(json.dumps(values))
+    with pytest.raises(RunDirError, match=r"report\.json is damaged"):
+        odn.load(tmp_path / "run")

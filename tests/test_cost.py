@@ -125,6 +125,35 @@ def test_count_macs_of_a_product() -> None:
     assert count_macs(lambda: left @ right) == 3 * 5 * 7
 
 
+def test_layers_that_torch_does_in_one_call_are_counted() -> None:
+    """In evaluation without gradients; 9 tokens of 32 channels, and 5 steps of 16."""
+    tokens, steps = torch.rand(1, 9, 32), torch.rand(5, 1, 16)
+    layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True).eval()
+    attention = 9 * 32 * 96 + 2 * 9 * 9 * 32 + 9 * 32 * 32
+    assert count_macs(lambda: layer(tokens)) == attention + 2 * 9 * 32 * 64
+    attend = nn.MultiheadAttention(32, 2, batch_first=True).eval()
+    assert count_macs(lambda: attend(tokens, tokens, tokens)) == attention
+    assert count_macs(lambda: attend(tokens, tokens, tokens, need_weights=False)) == attention
+    lstm = nn.LSTM(16, 32, num_layers=2, bidirectional=True).eval()
+    assert count_macs(lambda: lstm(steps)) == 5 * 2 * (128 * (16 + 32) + 128 * (64 + 32))
+    gru = nn.GRU(16, 32).eval()
+    assert count_macs(lambda: gru(steps)) == 5 * 96 * (16 + 32)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_weights_that_stay_in_another_unit_are_not_taken_off() -> None:
+    """Blocks that share a convolution: the first unit alone has it, and so has every network."""
+    model = Toy()
+    for block in model.blocks[1:]:
+        block.conv.weight = model.blocks[0].conv.weight  # type: ignore[union-attr]
+    network = MultiExit(Trunk(model, image_size=16))
+    costs = count_costs(network)
+    for number, units in enumerate(network.units, start=1):
+        kept = [model.stem, *model.blocks[:units]]
+        head = model.fc if network.own_head(number) else network.heads[number - 1]
+        assert (costs.params[number - 1], costs.bytes[number - 1]) == size_of([*kept, head])
+
+
 # --- sizes ------------------------------------------------------------------------------------------
 
 

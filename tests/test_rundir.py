@@ -373,6 +373,26 @@ def test_a_closed_parent_is_refused_early(tmp_path: Path) -> None:
 # --- history --------------------------------------------------------------------------------------
 
 
+def test_a_folder_that_cannot_be_written_needs_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.create(tmp_path / "run", {}, resume=False)
+    run.begin()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    before = sorted(tmp_path.rglob("*"))
+    with run.locked():
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_goes_wrong_under_the_lock_is_told_as_it_is(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", {}, resume=False)
+    run.begin()
+    with pytest.raises(FileNotFoundError, match="somebody's own"), run.locked():
+        raise FileNotFoundError("somebody's own")
+    with run.locked():  # and the lock is free again
+        pass
+
+
 def test_history_keeps_rows_in_order(tmp_path: Path) -> None:
     run = begun(tmp_path)
     assert run.read_history() == [] and run.trim_history(3) == 0

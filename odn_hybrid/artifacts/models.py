@@ -68,9 +68,12 @@ def static_description(model: nn.Module) -> dict[str, Any]:
 def _rebuild_static(
     files: dict[str, dict[str, Tensor]], description: dict[str, Any], backbone: nn.Module | None
 ) -> nn.Module:
-    model = build_cut(CutPlan.from_dict(description["plan"]), backbone)
+    model, stored = build_cut(CutPlan.from_dict(description["plan"]), backbone), files[WEIGHTS_FILE]
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in stored:  # in the precision that it was saved in; in place, so that tied ones stay tied
+            tensor.data = tensor.data.to(stored[name].dtype)
     try:
-        model.load_state_dict(files[WEIGHTS_FILE], strict=True)
+        model.load_state_dict(stored, strict=True)
     except RuntimeError as error:
         raise ModelError(f"the saved weights do not fit: {' '.join(str(error).split())[:300]}") from None
     return model

@@ -66,6 +66,7 @@ def load_run(path: str | Path, *, backbone: nn.Module | None = None) -> Run:
     except GARBLED as error:
         raise RunDirError(garbled(rundir.path / "config.json", error)) from None
     _need(rundir.path / "report.json", report, ("model", "reference", "exits", "static", "dynamic"))
+    _check_report(rundir.path / "report.json", report, len(network))
     _need(rundir.path / "policy.json", policy, ("policy", "ledger"))
     _check_policy(rundir.path / "policy.json", policy, len(network))
     parts = RunParts(
@@ -115,6 +116,22 @@ def _check_policy(path: Path, policy: dict[str, Any], exits: int) -> None:
     reference = policy.get("reference")
     if isinstance(reference, bool) or not isinstance(reference, int) or not 1 <= reference <= exits:
         raise RunDirError(garbled(path, KeyError("reference")))
+
+
+def _check_report(path: Path, report: dict[str, Any], exits: int) -> None:
+    """The rows and the choice, which later calls rely on; `RunDirError` names what is wrong."""
+    wanted = {"exit", "units", "trained", "macs_static", "params", "bytes", "accuracy"}
+    try:
+        if [row["exit"] for row in report["exits"]] != list(range(1, exits + 1)):
+            raise KeyError("exits")
+        missing = [name for row in report["exits"] for name in sorted(wanted - set(row))]
+        if missing:
+            raise KeyError(missing[0])
+        for part in ("static", "reference"):
+            if report[part]["exit"] not in range(1, exits + 1):
+                raise KeyError(f"{part}.exit")
+    except GARBLED as error:
+        raise RunDirError(garbled(path, error)) from None
 
 
 def _need(path: Path, data: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -138,7 +138,7 @@ def _check_rebuilds(
     twin = rebuild(files, description, None)
     like = next(thing.parameters())
     images = torch.rand(2, *description["image_shape"], generator=torch.Generator().manual_seed(0))
-    images, twin = images.to(like.device, like.dtype), twin.to(like.device, like.dtype)
+    images, twin = images.to(like.device, like.dtype), twin.to(like.device)
     with torch.no_grad(), evaluating(thing):
         wanted, got = thing(images), twin(images)
     if isinstance(thing, HaltingModel):

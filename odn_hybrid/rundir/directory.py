@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -195,9 +196,20 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else's `locked` runs meanwhile, in other processes too. Raises `StorageError`."""
-        with storage_errors(self.path), FileLock(self._place(LOCK)):
+        """Nobody else's `locked` runs meanwhile, in other processes too. Raises `StorageError`.
+
+        A folder that cannot be written needs no lock: what would change something there fails by itself.
+        """
+        lock = FileLock(self._place(LOCK))
+        if not os.access(self.path, os.W_OK):
             yield
+            return
+        with storage_errors(self.path):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     # --- checkpoints ------------------------------------------------------------------------------
 

@@ -77,7 +77,8 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 def _open_here(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        return os.open(path, os.O_RDWR | os.O_CREAT | more, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise RunDirError(f"{path} is a symbolic link, never followed for writing: remove it") from None
@@ -88,7 +89,8 @@ def _end_of_last_line(size: int, descriptor: int) -> int:
     """Where the last whole line ends: looks back from the end, block by block, for a newline."""
     while size > 0:
         start = max(0, size - 4096)
-        newline = os.pread(descriptor, size - start, start).rfind(b"\n")
+        os.lseek(descriptor, start, os.SEEK_SET)
+        newline = os.read(descriptor, size - start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
         size = start

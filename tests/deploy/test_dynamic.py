@@ -270,6 +270,7 @@ def test_a_loss_of_the_wrong_shape_or_range() -> None:
     for function, says in (
         (lambda logits, labels: np.zeros(3), r"gave shape \(3,\) for \d+ images"),
         (lambda logits, labels: np.full(len(labels), 2.0), "outside its range"),
+        (lambda logits, labels: logits.softmax(1), "gave no numbers .*AttributeError.* as numpy arrays"),
     ):
         with pytest.raises(InputError, match=says):
             made(measure=BoundedLoss("odd", function, 0.0, 1.0))

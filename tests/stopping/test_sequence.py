@@ -127,6 +127,9 @@ def test_any_small_sample_has_an_answer(n, count, seed):
     each = certify_groups(before, table[0], groups, drop=0.3, delta=0.2)
     assert each == certify_groups(before[mixed], table[0, mixed], groups[mixed], drop=0.3, delta=0.2)
     assert GroupsCertificate.from_dict(json.loads(json.dumps(each.to_dict()))) == each
+    for groups in ([], [{**each.to_dict()["groups"][0], "certificate": None}]):
+        with pytest.raises(CertificateError, match="no group has images"):
+            GroupsCertificate.from_dict({**each.to_dict(), "groups": groups})
 
 
 def test_bad_arguments_are_refused():

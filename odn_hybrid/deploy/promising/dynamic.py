@@ -2,7 +2,8 @@
 
 The calibration split calibrates confidences, fits the policies and settles the order in which they are tried;
 the certification split is looked at once per promise. Every attempt is entered in a ledger and the t-th is
-tested at the level delta * 6 / (pi t)^2, so that all attempts together keep the promised confidence.
+tested at the level delta * 6 / (pi t)^2, so that all attempts together keep the promised confidence. (Of
+attempts that were chosen for what earlier ones showed, theory/certificate.md says what remains.)
 """
 
 from __future__ import annotations

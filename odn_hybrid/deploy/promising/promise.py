@@ -49,8 +49,9 @@ def _is_number(value: Any) -> bool:
 class BoundedLoss:
     """A loss of one's own, smaller is better.
 
-    `function` takes logits (n, C) and labels (n,), tensors, and gives (n,) losses. `name` is what statements
-    call it. `low` and `high` are the range that it has by its nature; a range read off the data is no range.
+    `function` takes logits (n, C) and labels (n,), numpy arrays, and gives (n,) losses. `name` is what
+    statements call it. `low` and `high` are the range that it has by its nature; a range read off the data is
+    no range.
     Raises `ConfigError` unless they are numbers, `low` below `high`.
 
     Example:
@@ -197,8 +198,11 @@ def values_by_exit(
 def _own(loss: BoundedLoss, logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     try:  # on copies: a function that writes into its arguments must not change what was recorded
         values = np.asarray(loss.function(logits.copy(), labels.copy()), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"loss {loss.name!r} gave no numbers: {' '.join(str(error).split())}") from None
+    except Exception as error:  # whatever a function of the user's may raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(
+            f"loss {loss.name!r} gave no numbers ({said}); logits (n, C) and labels (n,) come as numpy arrays"
+        ) from error
     if values.shape != labels.shape:
         raise InputError(f"loss {loss.name!r} gave shape {values.shape} for {len(labels)} images")
     return values

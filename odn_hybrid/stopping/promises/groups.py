@@ -171,6 +171,8 @@ def _conclude(
     found: list[tuple[str, Certificate | BoundedCertificate | None]], drop: float, delta: float
 ) -> GroupsCertificate:
     """Holm's procedure on the groups' p-values, and what each may say."""
+    if all(one is None for _, one in found):
+        raise CertificateError("no group has images; certify again")
     p_values = np.array([1.0 if one is None else _p_value(one) for _, one in found])
     for _, one in found:
         if one is not None and not (one.drop == drop and math.isclose(one.delta, delta / len(found))):
@@ -222,7 +224,7 @@ def _statement(rows: list[GroupPromise], drop: float, delta: float) -> str:
     if isinstance(some, BoundedCertificate):
         promise = f"mean {some.measure} rises against {some.reference} by at most {drop:.4g}"
     else:
-        assert some is not None  # at least one image is in a group
+        assert some is not None  # `_conclude` has seen to it
         promise = f"{some.measure} drop against {some.reference} is at most {in_points(drop)}"
     passed = [row.name for row in rows if row.certified]
     head = "not certified for any group" if not passed else f"{promise} in each of {', '.join(passed)}"
