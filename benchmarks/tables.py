@@ -160,8 +160,32 @@ def drift_cifar10() -> str:
     return "\n".join(lines)
 
 
+def exhaustive() -> str:
+    """Exits trained together against depths trained alone."""
+    record = load("exhaustive_cifar10")
+    fits = record["fits"]
+    lines = [
+        "| units | alone, % | " + " | ".join(f"`{fit['name']}`" for fit in fits) + " |",
+        "| --- " * (2 + len(fits)) + "|",
+    ]
+    for rows in zip(*(fit["exits"] for fit in fits), strict=True):
+        cells = [f"{rows[0]['units']}", f"{100 * rows[0]['alone']['value']:.1f}"]
+        for row in rows:
+            less = row["joint_less_alone"]
+            half = 196 * less["standard_error"]
+            cells.append(f"{100 * row['joint']['value']:.1f} ({100 * less['value']:+.2f} +- {half:.2f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    picked = [f"{fit['ours']['units']}" for fit in fits]
+    lines.append(f"| depth picked | {fits[0]['exhaustive']['units']} | " + " | ".join(picked) + " |")
+    macs = [f"{fit['macs_ratio']:.3f} of that" for fit in fits]
+    total = f"{fits[0]['exhaustive']['train_macs'] / 1e12:.0f} T"
+    lines.append(f"| training MACs | {total} | " + " | ".join(macs) + " |")
+    return "\n".join(lines)
+
+
 PAGES = (
     "README.md",
+    "docs/expansion.md",
     "docs/halting.md",
     "docs/serving/load.md",
     "docs/static-or-dynamic.md",
@@ -174,6 +198,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10_small": cifar10_small,
     "halting_policies": halting_policies,
     "drift_cifar10": drift_cifar10,
+    "exhaustive": exhaustive,
     "timed": lambda: timed_table(load),
     "serve_load": lambda: load_table(load),
     "serve_soak": lambda: soak_table(load),

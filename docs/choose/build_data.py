@@ -191,10 +191,11 @@ def of_trials() -> Iterator[Data]:
             for name, found in trial["curves"].items()
         }
         no_dynamic = "this record has the policies' curves only, no certificate"
+        seed = trial["changes"]["seed"]
         yield {
-            "id": f"trial-{trial['name']}",
+            "id": f"trial-{trial['name']}-{seed}",
             "group": TRIALS,
-            "title": f"CIFAR-10, trained by {trial['name']}",
+            "title": f"CIFAR-10, trained by {trial['name']}" + (f", seed {seed}" if seed else ""),
             "report": {
                 "schema": 1, "model": "resnet18", "data": {"name": "CIFAR-10"}, "exits": exits,
                 "reference": {"exit": last["exit"], "units": last["units"], "full": True},

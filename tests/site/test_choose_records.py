@@ -69,7 +69,7 @@ def test_the_trials_are_the_records_with_wilsons_intervals(held):
     trials, sizes = record("depth_reg_trials")["trials"], record("cifar10_small")["exits"]
     by_macs = {row["macs_dynamic"]: row for row in sizes}
     for trial in trials:
-        report = held[f"trial-{trial['name']}"]["report"]
+        report = held[f"trial-{trial['name']}-{trial['changes']['seed']}"]["report"]
         assert len(report["exits"]) == len(trial["macs"]) == len(sizes)
         for at, (row, macs) in enumerate(zip(report["exits"], trial["macs"], strict=True)):
             like = by_macs[macs]
