@@ -145,7 +145,7 @@ def test_search_costs_are_recomputed_from_the_history(run: Run) -> None:
 
 def test_without_a_target_the_whole_network_is_the_reference(run: Run) -> None:
     report = run.report_
-    assert report["reference"] == {"exit": 4, "units": 4, "full": True}
+    assert report["reference"] == {"exit": 4, "units": 4, "full": True, "chance": pytest.approx(1 / 3)}
     assert all(row["trained"] for row in report["exits"])
     assert report["static"]["rule"] == "non-inferior"
 

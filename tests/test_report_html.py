@@ -114,8 +114,9 @@ def _halting_at_two_exits(run, folder):
     return folder
 
 
-def test_pictures_or_why_there_are_none(pages, runs, tiny, tmp_path):
-    assert "not looked for in" in Read(pages["small"].read_text()).text  # nothing is downloaded
+def test_pictures_or_why_there_are_none(runs, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))  # nothing is downloaded
+    assert "not looked for in" in Read(write_page(runs / "small", tmp_path / "small.html").read_text()).text
     run = _halting_at_two_exits(runs / "tiny", tmp_path / "halting")
     page = Read(write_page(run).read_text())
     assert page.tags.count("img") == 16 and page.text.count("exit 1: ") == page.text.count("exit 2: ") == 8

@@ -72,7 +72,8 @@ def _explain_static(report: Data) -> list[str]:
 
 def _no_better_than_guessing(report: Data, row: Data) -> list[str]:
     """A warning where the network that drops are measured against may as well not have been trained."""
-    chance, seen = report["reference"].get("chance"), (row["accuracy"] or {}).get("selection")
+    reference, seen = report["reference"], (row["accuracy"] or {}).get("selection")
+    chance = reference.get("chance") if isinstance(reference, Mapping) else None
     if chance is None or seen is None or seen["low"] > chance:
         return []
     return [
