@@ -70,7 +70,8 @@ def _rebuild_static(
 ) -> nn.Module:
     model, stored = build_cut(CutPlan.from_dict(description["plan"]), backbone), files[WEIGHTS_FILE]
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in stored:  # in the precision that it was saved in; in place, so that tied ones stay tied
+        if name in stored and tensor.is_floating_point() and stored[name].is_floating_point():
+            # in the precision that it was saved in; in place, so that tied ones stay tied
             tensor.data = tensor.data.to(stored[name].dtype)
     try:
         model.load_state_dict(stored, strict=True)

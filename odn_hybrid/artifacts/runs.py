@@ -128,7 +128,8 @@ def _check_report(path: Path, report: dict[str, Any], exits: int) -> None:
         if missing:
             raise KeyError(missing[0])
         for part in ("static", "reference"):
-            if report[part]["exit"] not in range(1, exits + 1):
+            chosen = report[part]["exit"] if isinstance(report[part], dict) else report[part]
+            if chosen not in range(1, exits + 1):
                 raise KeyError(f"{part}.exit")
     except GARBLED as error:
         raise RunDirError(garbled(path, error)) from None
